@@ -1,0 +1,56 @@
+# Decides whether the CUDA kernels are built, and for which GPUs. Sets SIFA_BUILD_CUDA and enables the CUDA language.
+# What counts is torch and nvcc; a GPU in the machine that builds is neither needed nor asked for.
+
+set(SIFA_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO (if torch has CUDA and there is an nvcc), ON or OFF")
+set_property(CACHE SIFA_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(SIFA_CUDA_ARCHITECTURES 80 86 87 89 90 100 110 120
+    CACHE STRING "Compute capabilities to compile for; those that nvcc does not know are left out, the newest adds PTX")
+
+set(SIFA_BUILD_CUDA OFF)
+set(_reason "")
+if(NOT SIFA_CUDA)
+  set(_reason "SIFA_CUDA=OFF")
+elseif(NOT SIFA_TORCH_HAS_CUDA)
+  set(_reason "torch ${SIFA_TORCH_VERSION} in ${SIFA_TORCH_DIR} has no CUDA")
+elseif(CMAKE_CROSSCOMPILING AND NOT CMAKE_CUDA_COMPILER)
+  set(_reason "cross-compiling, and CMAKE_CUDA_COMPILER is not set")
+else()
+  # Set before the language is enabled: CMake tries the compiler, and its own choice may not be known to it.
+  find_program(SIFA_NVCC nvcc HINTS ${CMAKE_CUDA_COMPILER} ENV CUDACXX PATHS /usr/local/cuda/bin ENV CUDA_HOME
+                                    ENV CUDA_PATH PATH_SUFFIXES bin)
+  if(NOT SIFA_NVCC)
+    set(_reason "torch has CUDA, but there is no nvcc: install the CUDA toolkit or set CUDACXX")
+  endif()
+endif()
+
+if(NOT _reason)
+  execute_process(COMMAND "${SIFA_NVCC}" --list-gpu-arch OUTPUT_VARIABLE _known RESULT_VARIABLE _failed
+                  ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+  string(REGEX MATCHALL "[0-9]+" _known "${_known}")
+  set(_architectures "")
+  foreach(_architecture IN LISTS SIFA_CUDA_ARCHITECTURES)
+    if(_architecture IN_LIST _known)
+      list(APPEND _architectures ${_architecture})
+    endif()
+  endforeach()
+  list(SORT _architectures COMPARE NATURAL)
+  if(_failed OR NOT _architectures)
+    set(_reason "${SIFA_NVCC} compiles for none of SIFA_CUDA_ARCHITECTURES (${SIFA_CUDA_ARCHITECTURES})")
+  else()
+    list(POP_BACK _architectures _newest)
+    list(TRANSFORM _architectures APPEND "-real")
+    set(CMAKE_CUDA_ARCHITECTURES ${_architectures} ${_newest})
+    set(CMAKE_CUDA_COMPILER "${SIFA_NVCC}")
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    enable_language(CUDA)
+    set(SIFA_BUILD_CUDA ON)
+    message(STATUS "CUDA kernels: built with ${SIFA_NVCC} for ${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
+endif()
+
+if(_reason)
+  if(SIFA_CUDA AND NOT SIFA_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "SIFA_CUDA=${SIFA_CUDA}, but the CUDA kernels cannot be built: ${_reason}.")
+  endif()
+  message(STATUS "CUDA kernels: not built (${_reason}). The CPU kernels are.")
+endif()

@@ -1,0 +1,218 @@
+// Argument checks of the operators: one sentence per mistake, the same on every device.
+#include "checks.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/DeviceType.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+
+namespace sifa {
+namespace {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// STD_TORCH_CHECK would put a function name and a source path before the sentence.
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  message << "inter_frame_attention: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+std::string shape_name(const Tensor& tensor) {
+  std::ostringstream name;
+  name << tensor.dim() << "-D (";
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) name << (axis ? ", " : "") << tensor.size(axis);
+  name << ")";
+  return name.str();
+}
+
+std::string dtype_name(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+std::string device_name(const Tensor& tensor) {
+  const auto device = tensor.device();
+  if (device.type() == DeviceType::CPU) return "cpu";
+  const std::string type = device.type() == DeviceType::CUDA
+                               ? "cuda"
+                               : "device type " + std::to_string(static_cast<int>(device.type()));
+  return type + ":" + std::to_string(device.index());
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  return a.device().type() == b.device().type() &&
+         (a.device().type() == DeviceType::CPU || a.device().index() == b.device().index());
+}
+
+ScalarKind feature_kind(const Tensor& query) {
+  switch (query.scalar_type()) {
+    case ScalarType::Float:
+      return ScalarKind::kFloat32;
+    case ScalarType::Double:
+      return ScalarKind::kFloat64;
+    case ScalarType::Half:
+      return ScalarKind::kFloat16;
+    case ScalarType::BFloat16:
+      return ScalarKind::kBFloat16;
+    default:
+      require(false, "query must be float32, float64, float16 or bfloat16, got ", dtype_name(query));
+      return ScalarKind::kFloat32;
+  }
+}
+
+void check_rank(const Tensor& tensor, const char* name, const char* axes) {
+  require(tensor.dim() == 5, name, " must be 5-D ", axes, ", got ", shape_name(tensor));
+}
+
+void check_size(const Tensor& tensor, const char* name, int64_t axis, const char* what, const Tensor& query) {
+  require(tensor.size(axis) == query.size(axis), name, " must have the ", what, " of query (",
+          query.size(axis), "), got ", tensor.size(axis));
+}
+
+void check_height_and_width(const Tensor& tensor, const char* name, const Tensor& query) {
+  require(tensor.size(3) == query.size(3) && tensor.size(4) == query.size(4), name,
+          " must have the height and width of query (", query.size(3), "x", query.size(4), "), got ",
+          tensor.size(3), "x", tensor.size(4));
+}
+
+void check_device(const Tensor& tensor, const char* name, const Tensor& query) {
+  require(same_device(tensor, query), name, " must be on the device of query (", device_name(query),
+          "), got ", device_name(tensor));
+}
+
+}  // namespace
+
+InterFrameAttention check_arguments(const Tensor& query, const Tensor& memory, const Tensor& offset,
+                                    int64_t kernel_size, int64_t dilation, int64_t groups,
+                                    std::optional<double> scale, int64_t frame_shift, const std::string& edge,
+                                    bool softmax, bool residual) {
+  check_rank(query, "query", "(N, C, T, H, W)");
+  check_rank(memory, "memory", "(N, C, M, H, W)");
+  check_rank(offset, "offset", "(N, 2*kernel_size^2, T, H, W)");
+
+  require(kernel_size >= 1 && kernel_size <= 9 && kernel_size % 2 == 1,
+          "kernel_size must be odd and between 1 and 9, got ", kernel_size);
+  require(dilation >= 1, "dilation must be at least 1, got ", dilation);
+  require(dilation <= kMaxExtent, "dilation must be at most ", kMaxExtent, ", got ", dilation);
+  require(groups >= 1, "groups must be at least 1, got ", groups);
+  require(query.size(1) % groups == 0, "groups must divide the ", query.size(1), " channels of query, got ",
+          groups);
+  require(!scale || std::isfinite(*scale), "scale must be finite, got ", scale.value_or(0));
+  require(edge == "clamp" || edge == "skip", "edge must be \"clamp\" or \"skip\", got \"", edge, "\"");
+
+  check_device(memory, "memory", query);
+  check_device(offset, "offset", query);
+
+  require(query.size(3) <= kMaxExtent && query.size(4) <= kMaxExtent,
+          "query must have a height and a width of at most ", kMaxExtent, ", got ", query.size(3), "x",
+          query.size(4));
+
+  InterFrameAttention call{};
+  call.features = feature_kind(query);
+  require(memory.scalar_type() == query.scalar_type(), "memory must have the dtype of query (",
+          dtype_name(query), "), got ", dtype_name(memory));
+  const bool float_offset = offset.scalar_type() == ScalarType::Float;
+  require(float_offset || offset.scalar_type() == query.scalar_type(),
+          "offset must have the dtype of query or float32, got ", dtype_name(offset));
+  call.offsets = float_offset ? ScalarKind::kFloat32 : call.features;
+
+  check_size(memory, "memory", 0, "batch size", query);
+  check_size(memory, "memory", 1, "channels", query);
+  check_height_and_width(memory, "memory", query);
+  check_size(offset, "offset", 0, "batch size", query);
+  const int64_t offset_channels = 2 * kernel_size * kernel_size;
+  require(offset.size(1) == offset_channels, "offset must have 2*kernel_size^2 = ", offset_channels,
+          " channels, got ", offset.size(1));
+  check_size(offset, "offset", 2, "frames", query);
+  check_height_and_width(offset, "offset", query);
+
+  call.batch = query.size(0);
+  call.channels = query.size(1);
+  call.frames = query.size(2);
+  call.height = query.size(3);
+  call.width = query.size(4);
+  call.memory_frames = memory.size(2);
+  call.clamp = edge == "clamp";
+  require(!call.clamp || call.memory_frames > 0 || call.frames == 0,
+          "memory must have at least one frame, got 0");
+
+  call.kernel_size = kernel_size;
+  call.dilation = dilation;
+  call.groups = groups;
+  call.frame_shift = std::clamp(frame_shift, -call.frames, call.memory_frames);
+  call.scale =
+      scale.value_or(static_cast<double>(groups) / static_cast<double>(std::max<int64_t>(call.channels, 1)));
+  call.softmax = softmax;
+  call.residual = residual;
+  return call;
+}
+
+void check_grad_output(const Tensor& grad_output, const Tensor& query) {
+  check_rank(grad_output, "grad_output", "(N, C, T, H, W)");
+  check_device(grad_output, "grad_output", query);
+  require(grad_output.scalar_type() == query.scalar_type(), "grad_output must have the dtype of query (",
+          dtype_name(query), "), got ", dtype_name(grad_output));
+  check_size(grad_output, "grad_output", 0, "batch size", query);
+  check_size(grad_output, "grad_output", 1, "channels", query);
+  check_size(grad_output, "grad_output", 2, "frames", query);
+  check_height_and_width(grad_output, "grad_output", query);
+}
+
+Tensor with_adjacent_channels(const Tensor& features) {
+  if (features.size(1) <= 1 || features.stride(1) == 1) return features;
+  return torch::stable::contiguous(features, MemoryFormat::ChannelsLast3d);
+}
+
+PixelStrides pixel_strides(const Tensor& features) {
+  return {features.stride(0), features.stride(2), features.stride(3), features.stride(4)};
+}
+
+OffsetStrides offset_strides(const Tensor& offset) {
+  return {offset.stride(0), offset.stride(1), offset.stride(2), offset.stride(3), offset.stride(4)};
+}
+
+Tensor empty_channels_last(const Tensor& like) {
+  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              MemoryFormat::ChannelsLast3d);
+}
+
+}  // namespace sifa

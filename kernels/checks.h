@@ -1,0 +1,37 @@
+// Argument checks of the operators, and the step from tensors to the parameter struct: the same for every
+// device, and compiled into each of the libraries that register kernels.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "inter_frame_attention.h"
+
+namespace sifa {
+
+// Checks every argument and returns the parameters that do not depend on memory: sizes, options and element
+// types. Throws std::runtime_error that names the argument, what was expected and what was given.
+InterFrameAttention check_arguments(const torch::stable::Tensor& query, const torch::stable::Tensor& memory,
+                                    const torch::stable::Tensor& offset, int64_t kernel_size,
+                                    int64_t dilation, int64_t groups, std::optional<double> scale,
+                                    int64_t frame_shift, const std::string& edge, bool softmax,
+                                    bool residual);
+
+// Checks that grad_output has the shape, element type and device of query.
+void check_grad_output(const torch::stable::Tensor& grad_output, const torch::stable::Tensor& query);
+
+// `features` itself if its channels are adjacent in memory, whatever its other strides: channels_last_3d
+// tensors, the channels-last output of a 2-D backbone viewed as a clip, and slices of both are read in place.
+// Anything else is converted to channels_last_3d, once.
+torch::stable::Tensor with_adjacent_channels(const torch::stable::Tensor& features);
+
+PixelStrides pixel_strides(const torch::stable::Tensor& features);
+OffsetStrides offset_strides(const torch::stable::Tensor& offset);
+
+// An uninitialised channels_last_3d tensor with the shape, element type and device of `like`.
+torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like);
+
+}  // namespace sifa

@@ -1,0 +1,140 @@
+// sifa::inter_frame_attention and its backward on the CPU: turns tensors into the parameter struct, cuts the
+// work into rows and hands them to torch's threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "../checks.h"
+#include "kernels.h"
+
+namespace sifa::cpu {
+namespace {
+
+using torch::stable::Tensor;
+
+struct FreeScratch {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(kScratchAlignment)); }
+};
+using Scratch = std::unique_ptr<void, FreeScratch>;
+
+Scratch allocate(int64_t bytes) {
+  return Scratch(::operator new(static_cast<size_t>(bytes), std::align_val_t(kScratchAlignment)));
+}
+
+// Rows per thread that are worth a thread: about as many products as the elements that torch's own loops ask
+// for.
+int64_t row_grain(const InterFrameAttention& call) {
+  constexpr int64_t kProducts = 1 << 16;
+  const int64_t per_row = call.width * call.channels * call.kernel_size * call.kernel_size;
+  return std::max<int64_t>(1, kProducts / std::max<int64_t>(1, per_row));
+}
+
+Tensor inter_frame_attention(Tensor query, Tensor memory, Tensor offset, int64_t kernel_size,
+                             int64_t dilation, int64_t groups, std::optional<double> scale,
+                             int64_t frame_shift, std::string edge, bool softmax, bool residual) {
+  InterFrameAttention call = check_arguments(query, memory, offset, kernel_size, dilation, groups, scale,
+                                             frame_shift, edge, softmax, residual);
+  Tensor output = empty_channels_last(query);
+  if (output.numel() == 0) return output;
+
+  query = with_adjacent_channels(query);
+  memory = with_adjacent_channels(memory);
+  call.query = query.const_data_ptr();
+  call.query_strides = pixel_strides(query);
+  call.memory = memory.const_data_ptr();
+  call.memory_strides = pixel_strides(memory);
+  call.offset = offset.const_data_ptr();
+  call.offset_strides = offset_strides(offset);
+  call.output = output.mutable_data_ptr();
+
+  const Kernels& table = kernels();
+  torch::stable::parallel_for(0, call.batch * call.frames * call.height, row_grain(call),
+                              [&](int64_t begin, int64_t end) {
+                                const Scratch scratch = allocate(scratch_bytes(call));
+                                table.forward(call, begin, end, scratch.get());
+                              });
+  return output;
+}
+
+// How many bands of rows each memory frame is cut into, so that there is work for every thread, and so that
+// the float32 sums of a band of half or bfloat16 rows stay in the cache.
+int64_t memory_bands(const InterFrameAttention& call) {
+  constexpr int64_t kScratchLimit = 1 << 20;
+  const int64_t frames = call.batch * call.memory_frames;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t for_threads = threads == 1 ? 1 : (4 * threads + frames - 1) / frames;
+  const int64_t for_cache = memory_scratch_bytes(call, call.height) / kScratchLimit + 1;
+  return std::min(std::max(for_threads, for_cache), call.height);
+}
+
+// Deterministic for any number of threads, whether `deterministic` is asked for or not: every element of
+// every gradient is summed by one thread, in the order of the query pixels and their taps.
+std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
+    Tensor grad_output, Tensor query, Tensor memory, Tensor offset, int64_t kernel_size, int64_t dilation,
+    int64_t groups, std::optional<double> scale, int64_t frame_shift, std::string edge, bool softmax,
+    bool residual, [[maybe_unused]] bool deterministic) {
+  InterFrameAttentionBackward call{check_arguments(query, memory, offset, kernel_size, dilation, groups,
+                                                   scale, frame_shift, edge, softmax, residual)};
+  check_grad_output(grad_output, query);
+  Tensor grad_query = empty_channels_last(query);
+  Tensor grad_memory = empty_channels_last(memory);
+  Tensor grad_offset = empty_channels_last(offset);
+  if (query.numel() == 0) {
+    torch::stable::zero_(grad_memory);
+    torch::stable::zero_(grad_offset);
+    return {grad_query, grad_memory, grad_offset};
+  }
+
+  query = with_adjacent_channels(query);
+  memory = with_adjacent_channels(memory);
+  grad_output = with_adjacent_channels(grad_output);
+  call.query = query.const_data_ptr();
+  call.query_strides = pixel_strides(query);
+  call.memory = memory.const_data_ptr();
+  call.memory_strides = pixel_strides(memory);
+  call.offset = offset.const_data_ptr();
+  call.offset_strides = offset_strides(offset);
+  call.grad_output = grad_output.const_data_ptr();
+  call.grad_output_strides = pixel_strides(grad_output);
+  call.grad_query = grad_query.mutable_data_ptr();
+  call.grad_memory = grad_memory.mutable_data_ptr();
+  call.grad_offset = grad_offset.mutable_data_ptr();
+
+  const Kernels& table = kernels();
+  const Scratch tap_gradients = allocate(tap_gradient_bytes(call));
+  torch::stable::parallel_for(0, call.batch * call.frames * call.height, row_grain(call),
+                              [&](int64_t begin, int64_t end) {
+                                const Scratch scratch = allocate(scratch_bytes(call));
+                                table.backward_query(call, begin, end, tap_gradients.get(), scratch.get());
+                              });
+  if (call.memory_frames == 0) return {grad_query, grad_memory, grad_offset};
+
+  const int64_t bands = memory_bands(call);
+  const int64_t rows = (call.height + bands - 1) / bands;
+  torch::stable::parallel_for(0, call.batch * call.memory_frames * bands, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(memory_scratch_bytes(call, rows));
+    for (int64_t band = begin; band < end; ++band) {
+      const int64_t frame = band / bands;
+      const int64_t first = band % bands * rows, last = std::min(first + rows, call.height);
+      if (first >= last) continue;
+      table.backward_memory(call, frame / call.memory_frames, frame % call.memory_frames, first, last,
+                            tap_gradients.get(), scratch.get());
+    }
+  });
+  return {grad_query, grad_memory, grad_offset};
+}
+
+}  // namespace
+}  // namespace sifa::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(sifa, CPU, library) {
+  library.impl("inter_frame_attention", TORCH_BOX(&sifa::cpu::inter_frame_attention));
+  library.impl("inter_frame_attention_backward", TORCH_BOX(&sifa::cpu::inter_frame_attention_backward));
+}

@@ -1,0 +1,286 @@
+// Vectors of the compiler's own kind (GCC and Clang vector extensions), just wide enough for the kernels:
+// load, store, sum, and a loop over channels. Included only by inter_frame_attention_kernels.cpp, once per
+// instruction set, hence in an unnamed namespace: nothing in it may be shared between objects compiled for
+// different processors.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define SIFA_INLINE inline __attribute__((always_inline))
+
+namespace sifa::cpu {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type that values of T are computed and accumulated in.
+template <typename T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T, int kLanes>
+struct VectorType {
+  typedef T type __attribute__((vector_size(sizeof(T) * kLanes)));
+};
+template <typename T, int kLanes>
+using Vector = typename VectorType<T, kLanes>::type;
+
+template <typename V, typename W>
+SIFA_INLINE V bit_cast(const W& value) {
+  static_assert(sizeof(V) == sizeof(W), "same size");
+  V result;
+  std::memcpy(&result, &value, sizeof(V));
+  return result;
+}
+
+template <typename V>
+SIFA_INLINE V load_bits(const void* source) {
+  V result;
+  std::memcpy(&result, source, sizeof(V));
+  return result;
+}
+
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> load(const float* source) {
+  return load_bits<Vector<float, kLanes>>(source);
+}
+template <int kLanes>
+SIFA_INLINE Vector<double, kLanes> load(const double* source) {
+  return load_bits<Vector<double, kLanes>>(source);
+}
+template <int kLanes>
+SIFA_INLINE void store(float* target, Vector<float, kLanes> value) {
+  std::memcpy(target, &value, sizeof(value));
+}
+template <int kLanes>
+SIFA_INLINE void store(double* target, Vector<double, kLanes> value) {
+  std::memcpy(target, &value, sizeof(value));
+}
+
+// bfloat16 is the upper half of a float32. Stores round to nearest, ties to even; a NaN stays one.
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> load(const BFloat16* source) {
+  const auto half_words = load_bits<Vector<uint16_t, kLanes>>(source);
+  return bit_cast<Vector<float, kLanes>>(__builtin_convertvector(half_words, Vector<uint32_t, kLanes>) << 16);
+}
+template <int kLanes>
+SIFA_INLINE void store(BFloat16* target, Vector<float, kLanes> value) {
+  using Words = Vector<uint32_t, kLanes>;
+  const auto bits = bit_cast<Words>(value);
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words is_nan = bit_cast<Words>((bits & 0x7fffffffu) > 0x7f800000u);
+  const Words result = (is_nan & ((bits >> 16) | 0x40u)) | (~is_nan & rounded);
+  const auto half_words = __builtin_convertvector(result, Vector<uint16_t, kLanes>);
+  std::memcpy(target, &half_words, sizeof(half_words));
+}
+
+// float16 by integer arithmetic, for processors and widths without an instruction for it. A subnormal half is
+// n * 2^-24, read off as (0.5 + n * 2^-24) - 0.5, which is exact and does not pass through subnormal floats.
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> half_to_float(Vector<uint16_t, kLanes> half) {
+  using Words = Vector<uint32_t, kLanes>;
+  using Floats = Vector<float, kLanes>;
+  const Words bits = __builtin_convertvector(half, Words);
+  const Words sign = (bits & 0x8000u) << 16;
+  const Words magnitude = bits & 0x7fffu;
+  const Words is_subnormal = bit_cast<Words>(magnitude < 0x400u);
+  const Words is_special = bit_cast<Words>(magnitude >= 0x7c00u);
+  const Words normal = (magnitude << 13) + 0x38000000u + (is_special & 0x38000000u);
+  const Words subnormal = bit_cast<Words>(bit_cast<Floats>(magnitude | 0x3f000000u) - 0.5f);
+  return bit_cast<Floats>(sign | (is_subnormal & subnormal) | (~is_subnormal & normal));
+}
+template <int kLanes>
+SIFA_INLINE Vector<uint16_t, kLanes> float_to_half(Vector<float, kLanes> value) {
+  using Words = Vector<uint32_t, kLanes>;
+  using Floats = Vector<float, kLanes>;
+  const auto bits = bit_cast<Words>(value);
+  const Words sign = (bits >> 16) & 0x8000u;
+  const Words magnitude = bits & 0x7fffffffu;
+  // Below 2^-14 the result is subnormal: adding 0.5 leaves it, rounded by the addition, in the low bits.
+  const Words subnormal = bit_cast<Words>(bit_cast<Floats>(magnitude) + 0.5f) - 0x3f000000u;
+  const Words normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  const Words is_subnormal = bit_cast<Words>(magnitude < 0x38800000u);
+  const Words is_infinite = bit_cast<Words>(magnitude >= 0x477ff000u);  // 65520 and above, infinity
+  const Words is_nan = bit_cast<Words>(magnitude > 0x7f800000u);
+  Words result = (is_subnormal & subnormal) | (~is_subnormal & normal);
+  result = (is_infinite & 0x7c00u) | (~is_infinite & result);
+  result = (is_nan & 0x7e00u) | (~is_nan & result);
+  return __builtin_convertvector(sign | result, Vector<uint16_t, kLanes>);
+}
+
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> load(const Half* source) {
+#if defined(__F16C__)
+  if constexpr (kLanes == 4) {
+    return bit_cast<Vector<float, 4>>(
+        _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source))));
+  } else if constexpr (kLanes == 8) {
+    return bit_cast<Vector<float, 8>>(
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+  }
+#if defined(__AVX512F__)
+  if constexpr (kLanes == 16) {
+    return bit_cast<Vector<float, 16>>(
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))));
+  }
+#endif
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  if constexpr (kLanes == 4) {
+    return bit_cast<Vector<float, 4>>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&source->bits))));
+  }
+#endif
+  return half_to_float<kLanes>(load_bits<Vector<uint16_t, kLanes>>(source));
+}
+template <int kLanes>
+SIFA_INLINE void store(Half* target, Vector<float, kLanes> value) {
+#if defined(__F16C__)
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  if constexpr (kLanes == 4) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_cvtps_ph(bit_cast<__m128>(value), kNearest));
+    return;
+  } else if constexpr (kLanes == 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm256_cvtps_ph(bit_cast<__m256>(value), kNearest));
+    return;
+  }
+#if defined(__AVX512F__)
+  if constexpr (kLanes == 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
+                        _mm512_cvtps_ph(bit_cast<__m512>(value), kNearest));
+    return;
+  }
+#endif
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  if constexpr (kLanes == 4) {
+    vst1_u16(&target->bits, vreinterpret_u16_f16(vcvt_f16_f32(bit_cast<float32x4_t>(value))));
+    return;
+  }
+#endif
+  const auto half_words = float_to_half<kLanes>(value);
+  std::memcpy(target, &half_words, sizeof(half_words));
+}
+
+template <typename T>
+SIFA_INLINE Accumulator<T> load_one(const T* source) {
+  return load<1>(source)[0];
+}
+template <typename T>
+SIFA_INLINE void store_one(T* target, Accumulator<T> value) {
+  store<1>(target, Vector<Accumulator<T>, 1>{value});
+}
+
+template <int kCount>
+struct Lanes {
+  static constexpr int value = kCount;
+};
+
+// Vectors as wide as the processor's, of 16 bytes, and single elements: what is left of a group of channels
+// that is no multiple of the first is done with the second and the third.
+template <typename Real>
+constexpr int kWide = kVectorBytes / static_cast<int>(sizeof(Real));
+template <typename Real>
+constexpr int kNarrow = 16 / static_cast<int>(sizeof(Real));
+
+template <typename Real, typename Body>
+SIFA_INLINE void for_channels(int64_t count, const Body& body) {
+  int64_t c = 0;
+  for (; c + kWide<Real> <= count; c += kWide<Real>) body(Lanes<kWide<Real>>{}, c);
+  if constexpr (kWide<Real> > kNarrow<Real>) {
+    for (; c + kNarrow<Real> <= count; c += kNarrow<Real>) body(Lanes<kNarrow<Real>>{}, c);
+  }
+  for (; c < count; ++c) body(Lanes<1>{}, c);
+}
+
+// for_channels in blocks of four of the widest vectors: body(lanes, block, c) handles block * lanes channels.
+template <typename Real, typename Body>
+SIFA_INLINE void for_channel_blocks(int64_t count, const Body& body) {
+  constexpr int kBlock = 4;
+  int64_t done = 0;
+  for (; done + kBlock * kWide<Real> <= count; done += kBlock * kWide<Real>) {
+    body(Lanes<kWide<Real>>{}, Lanes<kBlock>{}, done);
+  }
+  for_channels<Real>(count - done, [&](auto lanes, int64_t c)
+                                       __attribute__((always_inline)) { body(lanes, Lanes<1>{}, done + c); });
+}
+
+// A sum over channels, taken in for_channels.
+template <typename Real>
+class ChannelSum {
+ public:
+  template <int kLanes>
+  SIFA_INLINE void add(Vector<Real, kLanes> value) {
+    if constexpr (kLanes == kWide<Real>) {
+      wide_ += value;
+    } else if constexpr (kLanes == kNarrow<Real>) {
+      narrow_ += value;
+    } else {
+      single_ += value[0];
+    }
+  }
+
+  // 16 bytes of partial sums. Adding up these last few lanes is left to sum_lanes, for several sums at once.
+  SIFA_INLINE Vector<Real, kNarrow<Real>> lanes() const {
+    auto result = narrow_;
+    result[0] += single_;
+    if constexpr (kWide<Real> == kNarrow<Real>) {
+      return result + wide_;
+    } else {
+      return result + fold<kWide<Real>>(wide_);
+    }
+  }
+
+ private:
+  template <int kLanes>
+  SIFA_INLINE static Vector<Real, kNarrow<Real>> fold(Vector<Real, kLanes> value) {
+    Vector<Real, kLanes / 2> halves[2];
+    static_assert(sizeof(halves) == sizeof(value), "two halves");
+    std::memcpy(halves, &value, sizeof(value));
+    if constexpr (kLanes / 2 == kNarrow<Real>) {
+      return halves[0] + halves[1];
+    } else {
+      return fold<kLanes / 2>(halves[0] + halves[1]);
+    }
+  }
+
+  Vector<Real, kWide<Real>> wide_{};
+  Vector<Real, kNarrow<Real>> narrow_{};
+  Real single_{};
+};
+
+template <typename Real>
+SIFA_INLINE Real sum_lanes(const Vector<Real, kNarrow<Real>>& lanes) {
+  if constexpr (kNarrow<Real> == 4) {
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  } else {
+    return lanes[0] + lanes[1];
+  }
+}
+
+}  // namespace
+}  // namespace sifa::cpu

@@ -1,0 +1,133 @@
+// What one call of sifa::inter_frame_attention means: its parameters as a plain struct, and the geometry of
+// its taps, shared by the CPU and the CUDA kernels. Knows nothing of torch.
+//
+// Source of the equations: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022,
+// section 3. For each pixel of query frame t, tap p = i * kernel_size + j reads the neighbour frame n(t) of
+// the memory, bilinearly, at
+//
+//   (y + (i - (kernel_size - 1) / 2) * dilation + dy,  x + (j - (kernel_size - 1) / 2) * dilation + dx)
+//
+// where channels 2p and 2p + 1 of the offset hold (dy, dx) in pixels. With s_p the sample and q the query
+// pixel, both cut into groups of channels:
+//
+//   w_p = scale * <q, s_p>,  or its softmax over the taps        A = sum_p w_p s_p        output = (q +) A
+#pragma once
+
+#include <cstdint>
+
+// Inlined without exception: kernels are compiled for several instruction sets, and an out-of-line copy that
+// the linker picks from the wrong one would crash an older processor.
+#if defined(__CUDACC__)
+#define SIFA_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define SIFA_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace sifa {
+
+enum class ScalarKind : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// Distances in elements between neighbours along batch, frame, row and column. The distance between channels
+// is 1.
+struct PixelStrides {
+  int64_t batch, frame, row, column;
+};
+
+struct OffsetStrides {
+  int64_t batch, channel, frame, row, column;
+};
+
+// The strides of a dense channels-last tensor (N, frames, height, width, channels).
+SIFA_HOST_DEVICE PixelStrides dense_strides(int64_t channels, int64_t frames, int64_t height, int64_t width) {
+  return {frames * height * width * channels, height * width * channels, width * channels, channels};
+}
+
+// Forward pass. The element type of query, memory and output is `features`; that of offset is `offsets`,
+// which is `features` or kFloat32. `output` is dense channels-last: dense_strides(channels, frames, height,
+// width).
+struct InterFrameAttention {
+  int64_t batch, channels, frames, memory_frames;
+  int64_t height, width;  // up to kMaxExtent
+  int64_t kernel_size;    // odd, 1 to 9
+  int64_t dilation;       // 1 to kMaxExtent
+  int64_t groups;         // divides channels
+  int64_t frame_shift;    // within [-frames, memory_frames], which covers every effect it can have
+  double scale;
+  bool clamp;  // a neighbour outside the memory is clamped into it; otherwise its frame has no aggregate (A =
+               // 0)
+  bool softmax;
+  bool residual;
+  ScalarKind features, offsets;
+
+  const void* query;
+  PixelStrides query_strides;
+  const void* memory;
+  PixelStrides memory_strides;
+  const void* offset;
+  OffsetStrides offset_strides;
+  void* output;
+};
+
+// Backward pass. The gradients have the element types and shapes of what they are gradients of, and are dense
+// channels-last. `output` is not used.
+struct InterFrameAttentionBackward : InterFrameAttention {
+  const void* grad_output;
+  PixelStrides grad_output_strides;
+  void* grad_query;
+  void* grad_memory;
+  void* grad_offset;
+};
+
+// The memory frame that query frame t attends to, or -1 if it has none (design section 3, n(t)).
+SIFA_HOST_DEVICE int64_t neighbour_frame(const InterFrameAttention& call, int64_t t) {
+  const int64_t frame = t + call.frame_shift;
+  if (frame >= 0 && frame < call.memory_frames) return frame;
+  if (!call.clamp || call.memory_frames == 0) return -1;
+  return frame < 0 ? 0 : call.memory_frames - 1;
+}
+
+// The largest height, width and dilation: up to here a float32 counts pixels exactly, and int32 holds any
+// tap.
+constexpr int64_t kMaxExtent = int64_t(1) << 24;
+
+// Where tap `index` (i or j) of a window of `kernel_size` around `coordinate` lies along one axis, in pixels.
+// The sum of integers is exact, so every implementation rounds once, the same way, and drops the same taps.
+template <typename Real>
+SIFA_HOST_DEVICE Real tap_position(int64_t coordinate, int64_t index, int64_t kernel_size, int64_t dilation,
+                                   Real delta) {
+  return static_cast<Real>(coordinate + (index - (kernel_size - 1) / 2) * dilation) + delta;
+}
+
+// One axis of a bilinear sample: the two rows (or columns) it reads, their weights, and the derivatives of
+// these weights with respect to the position. A corner outside the frame counts as 0: its weight and slope
+// are 0, and its index is the other corner's, which is a valid one.
+template <typename Real>
+struct AxisSample {
+  int32_t low, high;
+  Real weight_low, weight_high;
+  Real slope_low, slope_high;
+};
+
+// Fills `sample` and returns true if the tap contributes, that is if -1 < position < size. NaN and infinite
+// positions fail the comparison; nothing is converted to an integer before it is known to be in range. Free
+// of branches, so that a loop over taps can be vectorised.
+template <typename Real>
+SIFA_HOST_DEVICE bool locate(Real position, int64_t size, AxisSample<Real>& sample) {
+  const bool contributes = (position > Real(-1)) & (position < static_cast<Real>(size));
+  const Real inside = contributes ? position : Real(0);
+  const int32_t truncated = static_cast<int32_t>(inside);
+  const int32_t low = truncated - (static_cast<Real>(truncated) > inside ? 1 : 0);  // floor(inside)
+  const int32_t high = low + 1;
+  const Real fraction = inside - static_cast<Real>(low);
+  const bool has_low = low >= 0;
+  const bool has_high = high < static_cast<int32_t>(size);
+  sample.low = has_low ? low : high;
+  sample.high = has_high ? high : low;
+  sample.weight_low = has_low ? Real(1) - fraction : Real(0);
+  sample.weight_high = has_high ? fraction : Real(0);
+  sample.slope_low = has_low ? Real(-1) : Real(0);
+  sample.slope_high = has_high ? Real(1) : Real(0);
+  return contributes;
+}
+
+}  // namespace sifa
