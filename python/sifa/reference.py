@@ -4,7 +4,8 @@ The equations are those of "Stand-Alone Inter-Frame Attention in Video Models" (
 features f (N, C, T, H, W), memory features g (N, C, M, H, W) and offsets o (N, 2k², T, H, W):
 
     neighbour  n_t  = g_clamp(t + frame_shift, 0, M - 1), or, with edge="skip", zeros outside [0, M)
-    tap        u_tp = (y + (i - (k-1)/2)·dilation + o_t[2p],  x + (j - (k-1)/2)·dilation + o_t[2p+1]),  p = i·k + j
+    tap        u_tp = (y + (i - (k-1)/2)·dilation + o_t[2p],  x + (j - (k-1)/2)·dilation + o_t[2p+1])
+               with p = i·k + j
     sample     k'_tp = bilinear value of n_t at u_tp; zero unless -1 < y < H and -1 < x < W
     weight     w_tp = scale · <f_t, k'_tp> per group of C/groups channels, then optionally softmax over p
     aggregate  A_t  = Σ_p w_tp · k'_tp
@@ -36,7 +37,9 @@ def inter_frame_attention(
     Arithmetic is float64 for float64 features and float32 otherwise; the result has the dtype and the
     shape of ``query``. Arguments are not checked.
     """
-    features, neighbours, positions = _prepare(query, memory, offset, kernel_size, dilation, frame_shift, edge)
+    features, neighbours, positions = _prepare(
+        query, memory, offset, kernel_size, dilation, frame_shift, edge
+    )
     samples = _sample(neighbours, positions)
     weights = _weights(features, samples, groups, scale, softmax)
     aggregate = (weights.unsqueeze(2) * samples.unflatten(1, (groups, -1))).sum(3).flatten(1, 2)
@@ -56,8 +59,10 @@ def attention_weights(
     edge: str = "clamp",
     softmax: bool = False,
 ) -> Tensor:
-    """Return the weights w, (N, groups, k², T, H, W), in float64 for float64 features and float32 otherwise."""
-    features, neighbours, positions = _prepare(query, memory, offset, kernel_size, dilation, frame_shift, edge)
+    """Return the weights w, (N, groups, k², T, H, W); float64 for float64 features, float32 otherwise."""
+    features, neighbours, positions = _prepare(
+        query, memory, offset, kernel_size, dilation, frame_shift, edge
+    )
     return _weights(features, _sample(neighbours, positions), groups, scale, softmax)
 
 
@@ -92,7 +97,13 @@ def tap_positions(offset: Tensor, kernel_size: int = 3, dilation: int = 1) -> Te
 
 
 def _prepare(
-    query: Tensor, memory: Tensor, offset: Tensor, kernel_size: int, dilation: int, frame_shift: int, edge: str
+    query: Tensor,
+    memory: Tensor,
+    offset: Tensor,
+    kernel_size: int,
+    dilation: int,
+    frame_shift: int,
+    edge: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return f, n and u of the equations in the type they are computed in."""
     dtype = torch.promote_types(query.dtype, torch.float32)

@@ -1,0 +1,151 @@
+"""The SIFA block: a clip's features attend to the adjacent frame at offsets learned from the motion."""
+
+import torch
+from torch import Tensor, nn
+
+from .ops import inter_frame_attention
+
+
+class SIFA(nn.Module):
+    """Stand-alone inter-frame attention over a clip: (N, C, T, H, W) to the same shape.
+
+    The block looks at frame ``n(t) = clamp(t + frame_shift, 0, T-1)`` from every frame ``t``, predicts where
+    the k² taps of each pixel have moved from what differs between the two, and aggregates the samples found
+    there (:func:`sifa.inter_frame_attention`). Offsets start at 0, so a new block attends to a regular grid.
+
+    Args:
+        channels: C.
+        kernel_size: k, odd, from 1 to 9.
+        dilation: distance between neighbouring taps in pixels, at least 1.
+        groups: number of groups of channels with weights of their own; divides ``channels``.
+        frame_shift: 1 looks one frame ahead (the paper), -1 one back (causal).
+        edge: ``"clamp"`` lets a frame without a neighbour attend to the nearest frame (the paper);
+            ``"skip"`` gives it no aggregate (the released code).
+        softmax: normalise the weights over the taps; neither the paper nor its code does.
+        residual: add the input to the aggregate.
+        residual_saliency: add the neighbour to the saliency, as the released code does.
+        offset_from: what ``conv_offset`` sees: ``"saliency"`` is sigmoid(f_n − f_t) ⊙ f_n (the paper),
+            ``"memory"`` is f_n, ``"difference"`` is f_n − f_t; ``"none"`` has no ``conv_offset`` and keeps
+            the regular grid.
+
+    Attributes:
+        conv_offset: the bias-free 3×3 convolution from C to 2k² channels, (Δy, Δx) per tap, in pixels; None
+            with ``offset_from="none"``.
+
+    A channels-last input is read in place; the output is ``torch.channels_last_3d``. Scriptable, compilable
+    and exportable.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        RuntimeError: ``forward`` got something other than (N, channels, T, H, W) floating point features.
+
+    Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        groups: int = 1,
+        frame_shift: int = 1,
+        edge: str = "clamp",
+        softmax: bool = False,
+        residual: bool = True,
+        residual_saliency: bool = False,
+        offset_from: str = "saliency",
+    ) -> None:
+        super().__init__()
+        for valid, name, expected, given in (
+            (channels >= 1, "channels", "at least 1", channels),
+            (kernel_size in range(1, 10, 2), "kernel_size", "odd and between 1 and 9", kernel_size),
+            (dilation >= 1, "dilation", "at least 1", dilation),
+            (
+                groups >= 1 and channels % groups == 0,
+                "groups",
+                f"a divisor of the {channels} channels",
+                groups,
+            ),
+            (edge in ("clamp", "skip"), "edge", '"clamp" or "skip"', repr(edge)),
+            (
+                offset_from in ("saliency", "memory", "difference", "none"),
+                "offset_from",
+                '"saliency", "memory", "difference" or "none"',
+                repr(offset_from),
+            ),
+            (
+                offset_from == "saliency" or not residual_saliency,
+                "residual_saliency",
+                'False unless offset_from is "saliency"',
+                residual_saliency,
+            ),
+        ):
+            if not valid:
+                raise ValueError(f"SIFA: {name} must be {expected}, got {given}")
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.groups = groups
+        self.frame_shift = frame_shift
+        self.edge = edge
+        self.softmax = softmax
+        self.residual = residual
+        self.residual_saliency = residual_saliency
+        self.offset_from = offset_from
+        self.conv_offset: nn.Conv2d | None = None
+        if offset_from != "none":
+            self.conv_offset = nn.Conv2d(channels, 2 * kernel_size**2, 3, padding=1, bias=False)
+            nn.init.zeros_(self.conv_offset.weight)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Attend within ``clip`` (N, C, T, H, W); see the class."""
+        if clip.dim() != 5 or clip.shape[1] != self.channels:
+            raise RuntimeError(
+                f"SIFA: clip must be 5-D (N, {self.channels}, T, H, W), got {list(clip.shape)}"
+            )
+        # The operator would convert it too, once as query and once as memory.
+        clip = clip.contiguous(memory_format=torch.channels_last_3d)
+        return inter_frame_attention(
+            clip,
+            clip,
+            self.offset(clip),
+            self.kernel_size,
+            self.dilation,
+            self.groups,
+            None,
+            self.frame_shift,
+            self.edge,
+            self.softmax,
+            self.residual,
+        )
+
+    def offset(self, clip: Tensor) -> Tensor:
+        """Return the offsets that ``forward`` uses: (N, 2k², T, H, W), in pixels."""
+        batch, channels, steps, height, width = clip.shape
+        taps = 2 * self.kernel_size * self.kernel_size
+        if self.conv_offset is None:
+            return clip.new_zeros([1]).expand(batch, taps, steps, height, width)
+        # Picked and folded into the batch as (N, T, H, W, C): the frames never leave channels-last.
+        index = (torch.arange(steps, device=clip.device) + self.frame_shift).clamp(0, steps - 1)
+        pixels = clip.permute(0, 2, 3, 4, 1)
+        frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
+        neighbours = pixels.index_select(1, index).flatten(0, 1).permute(0, 3, 1, 2)
+        if self.offset_from == "memory":
+            source = neighbours
+        elif self.offset_from == "difference":
+            source = neighbours - frames
+        else:
+            source = torch.sigmoid(neighbours - frames) * neighbours
+            if self.residual_saliency:
+                source = source + neighbours
+        offset = self.conv_offset(source)
+        return offset.view(batch, steps, taps, height, width).permute(0, 2, 1, 3, 4)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, dilation={self.dilation}, "
+            f"groups={self.groups}, frame_shift={self.frame_shift}, edge={self.edge!r}, "
+            f"softmax={self.softmax}, residual={self.residual}, "
+            f"residual_saliency={self.residual_saliency}, offset_from={self.offset_from!r}"
+        )

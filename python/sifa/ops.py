@@ -1,0 +1,344 @@
+"""The fused operator as PyTorch sees it: its library, and what the stable ABI cannot hold.
+
+``libsifa_ops.so`` brings the schemas, the argument checks and the CPU kernels, ``libsifa_ops_cuda.so`` the
+CUDA kernels. This module loads them, or puts :mod:`sifa.reference` behind the same schemas where there is no
+binary, and adds shape inference, autograd, autocast and the FLOP formulas.
+"""
+
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import reference
+
+FORWARD = "sifa::inter_frame_attention"
+BACKWARD = "sifa::inter_frame_attention_backward"
+
+# What kernels/operators.cpp declares and this package calls.
+SCHEMAS = {
+    FORWARD: "(Tensor query, Tensor memory, Tensor offset, int kernel_size=3, int dilation=1, int groups=1, "
+    'float? scale=None, int frame_shift=1, str edge="clamp", bool softmax=False, bool residual=True) '
+    "-> Tensor",
+    BACKWARD: "(Tensor grad_output, Tensor query, Tensor memory, Tensor offset, int kernel_size, "
+    "int dilation, int groups, float? scale, int frame_shift, str edge, bool softmax, bool residual, "
+    "bool deterministic) -> (Tensor, Tensor, Tensor)",
+}
+
+
+def inter_frame_attention(
+    query: Tensor,
+    memory: Tensor,
+    offset: Tensor,
+    kernel_size: int = 3,
+    dilation: int = 1,
+    groups: int = 1,
+    scale: float | None = None,
+    frame_shift: int = 1,
+    edge: str = "clamp",
+    softmax: bool = False,
+    residual: bool = True,
+) -> Tensor:
+    """Let every pixel of a frame attend to a deformed k×k neighbourhood of an adjacent frame.
+
+    Query frame ``t`` reads memory frame ``t + frame_shift``. Each of the k² taps is sampled bilinearly where
+    ``offset`` moves it, weighted by its scaled inner product with the query pixel, and the weighted samples
+    are summed. :mod:`sifa.reference` holds the equations and the same function in plain PyTorch.
+
+    A clip attends to itself: pass it as both ``query`` and ``memory``. A stream passes its new frame and the
+    cached one, with ``frame_shift=0``.
+
+    Args:
+        query: (N, C, T, H, W) features; float32, float64, float16 or bfloat16. Like ``memory`` it is read in
+            place when a pixel's channels are adjacent in memory (``torch.channels_last_3d``, slices of it, or
+            a channels-last (N·T, C, H, W) tensor viewed as a clip), and converted once otherwise.
+        memory: (N, C, M, H, W) features with the dtype and the device of ``query``.
+        offset: (N, 2·kernel_size², T, H, W) in pixels, in the dtype of ``query`` or float32: channel ``2p``
+            is Δy and ``2p+1`` is Δx of tap ``p``, taps row by row; all groups share them. A tap that is not
+            strictly within one pixel of the frame, or not a number, contributes 0 and has the gradient 0.
+        kernel_size: k, odd, from 1 to 9.
+        dilation: distance between neighbouring taps in pixels, at least 1.
+        groups: number of groups of channels with weights of their own; divides C.
+        scale: factor of the inner products; ``groups / C`` if None.
+        frame_shift: distance from a query frame to the memory frame it reads: 1 in the paper, -1 is causal.
+        edge: for ``t + frame_shift`` outside [0, M): ``"clamp"`` reads the nearest memory frame, as in the
+            paper; ``"skip"`` gives that frame no aggregate, as in the paper's released code.
+        softmax: normalise the weights over the k² taps; a tap outside the frame keeps the logit 0.
+        residual: add ``query`` to the aggregate.
+
+    Returns:
+        (N, C, T, H, W) in the dtype of ``query``, in ``torch.channels_last_3d`` memory format.
+
+    Differentiable once in ``query``, ``memory`` and ``offset``. Under autocast, features are computed in the
+    active autocast dtype and offsets in float32. It works in TorchScript, ``torch.compile`` and
+    ``torch.export``.
+
+    Raises:
+        RuntimeError: an argument does not fit; the message names it, what was expected and what was given.
+
+    Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022.
+    """
+    return torch.ops.sifa.inter_frame_attention(
+        query,
+        memory,
+        offset,
+        kernel_size,
+        dilation,
+        groups,
+        scale,
+        frame_shift,
+        edge,
+        softmax,
+        residual,
+    )
+
+
+# --- The library ------------------------------------------------------------------------------------------
+
+
+def load_library() -> None:
+    """Make the operators known to PyTorch, once per process.
+
+    A process that has them already (a C++ host, another copy of this package) loads nothing: a second copy of
+    a stable-ABI library crashes it.
+    """
+    if not hasattr(torch.ops.sifa, "inter_frame_attention"):
+        library = next(_installed("libsifa_ops.so"), None)
+        if library is None:
+            _use_reference()
+            return
+        torch.ops.load_library(library)
+        cuda_library = next(_installed("libsifa_ops_cuda.so"), None)
+        if torch.version.cuda is not None and cuda_library is not None:
+            _load_cuda_library(cuda_library)
+    _check_schemas()
+
+
+def _installed(name: str) -> Iterator[Path]:
+    """Yield the copies of a library inside the package; an editable install has two directories."""
+    for directory in sys.modules[__package__].__path__:
+        path = Path(directory) / "lib" / name
+        if path.is_file():
+            yield path
+
+
+def _load_cuda_library(path: Path) -> None:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        warnings.warn(
+            f"sifa: {path} does not fit this torch (CUDA {torch.version.cuda}), so CUDA tensors are refused; "
+            f"rebuild it beside this torch. The CPU kernels are loaded. {error}",
+            stacklevel=2,
+        )
+
+
+def _check_schemas() -> None:
+    for name, schema in SCHEMAS.items():
+        overload = getattr(torch.ops.sifa, name.removeprefix("sifa::")).default
+        if overload._schema != torch._C.parse_schema(name + schema):
+            raise RuntimeError(
+                f"sifa: the loaded operator library does not belong to this version of the package: expected "
+                f"{name}{schema}, got {overload._schema}. Rebuild or reinstall sifa."
+            )
+
+
+def _use_reference() -> None:
+    """Define the operators on the plain PyTorch of :mod:`sifa.reference`."""
+    directories = ", ".join(str(Path(directory) / "lib") for directory in sys.modules[__package__].__path__)
+    warnings.warn(
+        f"sifa: found no libsifa_ops.so in {directories}. Inter-frame attention runs in plain PyTorch "
+        "(sifa.reference): the same results, many times slower and with far more memory. "
+        "Build the library with `pip install .` or `make build`.",
+        stacklevel=2,
+    )
+    for name, kernel in ((FORWARD, _reference_forward), (BACKWARD, _reference_backward)):
+        torch.library.define(name, SCHEMAS[name])
+        torch.library.impl(name, "CompositeExplicitAutograd", kernel)
+
+
+def _reference_forward(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
+    _check_arguments(query, memory, offset, *arguments)
+    output = reference.inter_frame_attention(query, memory, offset, *arguments)
+    return output.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _reference_backward(
+    grad_output: Tensor, query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    options = arguments[:-1]  # deterministic is last, and plain PyTorch follows the global flag
+    _check_arguments(query, memory, offset, *options)
+    query, memory, offset = (tensor.detach().requires_grad_() for tensor in (query, memory, offset))
+    # A kernel runs with autograd taken out of the dispatcher; here autograd is how the gradient is computed.
+    include = torch._C._dispatch_tls_local_include_set()
+    exclude = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        output = reference.inter_frame_attention(query, memory, offset, *options)
+        gradients = torch.autograd.grad(output, (query, memory, offset), grad_output)
+    return tuple(gradient.contiguous(memory_format=torch.channels_last_3d) for gradient in gradients)
+
+
+def _check_arguments(
+    query: Tensor,
+    memory: Tensor,
+    offset: Tensor,
+    kernel_size: int = 3,
+    dilation: int = 1,
+    groups: int = 1,
+    scale: float | None = None,
+    frame_shift: int = 1,
+    edge: str = "clamp",
+    softmax: bool = False,
+    residual: bool = True,
+) -> None:
+    """Check what kernels/checks.cpp checks, in the same words."""
+
+    def check(condition: Any, name: str, expected: str, given: object) -> None:
+        torch._check(condition, lambda: f"inter_frame_attention: {name} must {expected}, got {given}")
+
+    def plain(dtype: torch.dtype) -> str:
+        return str(dtype).removeprefix("torch.")
+
+    for name, tensor, shape in (
+        ("query", query, "(N, C, T, H, W)"),
+        ("memory", memory, "(N, C, M, H, W)"),
+        ("offset", offset, "(N, 2*kernel_size^2, T, H, W)"),
+    ):
+        given = f"{tensor.dim()}-D ({', '.join(str(size) for size in tensor.shape)})"
+        check(tensor.dim() == 5, name, f"be 5-D {shape}", given)
+    batch, channels, steps, height, width = query.shape
+
+    check(kernel_size in range(1, 10, 2), "kernel_size", "be odd and between 1 and 9", kernel_size)
+    check(dilation >= 1, "dilation", "be at least 1", dilation)
+    check(groups >= 1, "groups", "be at least 1", groups)
+    check(channels % groups == 0, "groups", f"divide the {channels} channels of query", groups)
+    check(scale is None or math.isfinite(scale), "scale", "be finite", scale)
+    check(edge in ("clamp", "skip"), "edge", 'be "clamp" or "skip"', f'"{edge}"')
+
+    for name, tensor in (("memory", memory), ("offset", offset)):
+        check(
+            tensor.device == query.device, name, f"be on the device of query ({query.device})", tensor.device
+        )
+    features = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    dtype = plain(query.dtype)
+    check(query.dtype in features, "query", "be float32, float64, float16 or bfloat16", dtype)
+    check(memory.dtype == query.dtype, "memory", f"have the dtype of query ({dtype})", plain(memory.dtype))
+    fits = offset.dtype in (query.dtype, torch.float32)
+    check(fits, "offset", "have the dtype of query or float32", plain(offset.dtype))
+
+    taps = 2 * kernel_size * kernel_size
+    check(offset.shape[1] == taps, "offset", f"have 2*kernel_size^2 = {taps} channels", offset.shape[1])
+    for name, tensor, axis, what in (
+        ("memory", memory, 0, "batch size"),
+        ("memory", memory, 1, "channels"),
+        ("offset", offset, 0, "batch size"),
+        ("offset", offset, 2, "frames"),
+    ):
+        size = query.shape[axis]
+        check(tensor.shape[axis] == size, name, f"have the {what} of query ({size})", tensor.shape[axis])
+    for name, tensor in (("memory", memory), ("offset", offset)):
+        check(
+            tensor.shape[3] == height and tensor.shape[4] == width,
+            name,
+            f"have the height and width of query ({height}x{width})",
+            f"{tensor.shape[3]}x{tensor.shape[4]}",
+        )
+    if edge == "clamp":
+        check(memory.shape[2] > 0 or steps == 0, "memory", "have at least one frame", memory.shape[2])
+
+
+# --- Shape inference, autograd, autocast, FLOPs -----------------------------------------------------------
+
+
+def _fake_forward(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
+    _check_arguments(query, memory, offset, *arguments)
+    return torch.empty_like(query, memory_format=torch.channels_last_3d)
+
+
+def _fake_backward(
+    grad_output: Tensor, query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.channels_last_3d) for tensor in (query, memory, offset)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.arguments = inputs[3:]
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    # The stable ABI does not show the global flag to the kernel, so it travels as an argument.
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    gradients = torch.ops.sifa.inter_frame_attention_backward(
+        grad_output, *ctx.saved_tensors, *ctx.arguments, deterministic
+    )
+    return (*gradients, *(None for _ in ctx.arguments))
+
+
+def _double_backward(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(
+        "inter_frame_attention: the second derivative is not implemented; differentiate "
+        "sifa.reference.inter_frame_attention, which is plain PyTorch, to any order instead"
+    )
+
+
+def _autocast_kernel(device_type: str) -> Any:
+    """Return the kernel that casts features to the active autocast dtype and offsets to float32.
+
+    Like PyTorch's own, it leaves float64 alone. ``torch.library.register_autocast`` would cast offsets too,
+    and to one dtype fixed at import; positions beyond 256 pixels need more than bfloat16 to be exact.
+    """
+
+    def kernel(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
+        def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+            narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
+            return tensor.to(dtype) if narrow else tensor
+
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.sifa.inter_frame_attention(
+                cast(query, dtype), cast(memory, dtype), cast(offset, torch.float32), *arguments
+            )
+
+    return kernel
+
+
+def _forward_flops(query_shape: tuple[int, ...], *arguments: Any, kernel_size: int = 3, **_: Any) -> int:
+    """Return 12·k²·C per query pixel, counting a multiply-add as 2 as PyTorch's counter does.
+
+    A tap costs 6 multiply-adds per channel: 4 corners of its sample, 1 in its weight, 1 in the aggregate.
+    """
+    kernel_size = arguments[2] if len(arguments) > 2 else kernel_size
+    return 12 * kernel_size**2 * math.prod(query_shape)
+
+
+def _backward_flops(grad_shape: tuple[int, ...], *arguments: Any, **_: Any) -> int:
+    """Return 34·k²·C per query pixel.
+
+    A tap costs 17 multiply-adds per channel: 4 to sample again, 1 for its weight and 1 for the weight's
+    gradient, 1 towards the query, 2 for the sample's gradient, and that times 4 corners towards the memory
+    and 4 towards the position.
+    """
+    kernel_size = arguments[3]
+    return 34 * kernel_size**2 * math.prod(grad_shape)
+
+
+load_library()
+torch.library.register_fake(FORWARD, _fake_forward)
+torch.library.register_fake(BACKWARD, _fake_backward)
+torch.library.register_autograd(FORWARD, _backward, setup_context=_setup_context)
+torch.library.register_autograd(BACKWARD, _double_backward)
+# Kept at module level: the registrations end with the object.
+_autocast = torch.library.Library("sifa", "IMPL")
+_autocast.impl("inter_frame_attention", _autocast_kernel("cpu"), "AutocastCPU")
+_autocast.impl("inter_frame_attention", _autocast_kernel("cuda"), "AutocastCUDA")
+register_flop_formula(torch.ops.sifa.inter_frame_attention)(_forward_flops)
+register_flop_formula(torch.ops.sifa.inter_frame_attention_backward)(_backward_flops)
