@@ -1,0 +1,1 @@
+"""Clips: which frames of a video they are, how they are read, and synthetic ones to learn from."""

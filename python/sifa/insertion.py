@@ -1,0 +1,289 @@
+"""Insertion of SIFA at named places of an image backbone that runs on the frames of clips folded into its batch.
+
+The backbone keeps its own forward: the module at each place is replaced by a wrapper that shows its input (or its
+output) to a :class:`sifa.SIFA` as a clip, without a copy where the layout allows it.
+"""
+
+import difflib
+import fnmatch
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from .modules import SIFA
+
+LAYOUTS = ("NCHW", "NHWC", "NLC")
+
+
+class InsertedSIFA(nn.Module):
+    """A backbone's module with SIFA before or after it; (N * num_steps, ...) to what the module returns.
+
+    Args:
+        module: the backbone's module.
+        sifa: called with a view (N, C, num_steps, H, W) of the folded features.
+        num_steps: consecutive entries of the batch that form one clip.
+        before: whether SIFA sees the module's input rather than its output.
+        layout: of the folded features, "NCHW", "NHWC" or "NLC" (tokens).
+        prefix_tokens: leading tokens of "NLC" that belong to no pixel and pass untouched.
+        grid: height and width of the token grid of "NLC"; other token counts are laid out with its aspect ratio.
+    """
+
+    before: Final[bool]
+    layout: Final[str]
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sifa: SIFA,
+        num_steps: int,
+        before: bool,
+        layout: str,
+        prefix_tokens: int = 0,
+        grid: tuple[int, int] = (1, 1),
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.sifa = sifa
+        self.num_steps = num_steps
+        self.before = before
+        self.layout = layout
+        self.prefix_tokens = prefix_tokens
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs SIFA and the module in their order."""
+        if self.before:
+            return self.module(self.attend(x))
+        return self.attend(self.module(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """SIFA on folded features, in the layout they have."""
+        rank = 3 if self.layout == "NLC" else 4
+        if x.dim() != rank:
+            raise ValueError(f"SIFA was inserted for {self.layout} features of rank {rank}, got {list(x.shape)}")
+        steps = self.num_steps
+        if x.shape[0] % steps != 0:
+            raise ValueError(
+                f"SIFA was inserted for clips of {steps} steps folded into the batch, got a batch of {x.shape[0]}; "
+                "feed whole clips, or set another number with sifa.insertion.set_num_steps"
+            )
+        clips = x.shape[0] // steps
+        if self.layout == "NCHW":
+            clip = x.view(clips, steps, x.shape[1], x.shape[2], x.shape[3]).permute(0, 2, 1, 3, 4)
+            return self.sifa(clip).permute(0, 2, 1, 3, 4).flatten(0, 1)
+        if self.layout == "NHWC":
+            clip = x.view(clips, steps, x.shape[1], x.shape[2], x.shape[3]).permute(0, 4, 1, 2, 3)
+            return self.sifa(clip).permute(0, 2, 3, 4, 1).flatten(0, 1)
+        tokens = x.shape[1] - self.prefix_tokens
+        height = int(math.sqrt(tokens * self.grid[0] / self.grid[1]) + 0.5)
+        width = int(math.sqrt(tokens * self.grid[1] / self.grid[0]) + 0.5)
+        if height * width != tokens:
+            raise ValueError(
+                f"SIFA was inserted for a token grid shaped like {self.grid[0]}x{self.grid[1]}, "
+                f"which {tokens} tokens (after {self.prefix_tokens} prefix tokens) do not fill"
+            )
+        pixels = x[:, self.prefix_tokens :].reshape(clips, steps, height, width, x.shape[2])
+        attended = self.sifa(pixels.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+        if self.prefix_tokens == 0:
+            return attended
+        return torch.cat([x[:, : self.prefix_tokens], attended], 1)
+
+    def extra_repr(self) -> str:
+        return f"num_steps={self.num_steps}, before={self.before}, layout={self.layout!r}"
+
+
+class InsertedSIFAWithArguments(InsertedSIFA):
+    """:class:`InsertedSIFA` around a module that takes further arguments, which are forwarded to it.
+
+    TorchScript knows no ``*args``: scripted, the module is called with its first argument only.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Runs SIFA on ``x`` (or on the output) and the module with all the arguments."""
+        if self.before:
+            return self.module(self.attend(x), *args, **kwargs)
+        return self.attend(self.module(x, *args, **kwargs))
+
+    def __prepare_scriptable__(self) -> InsertedSIFA:
+        return InsertedSIFA(
+            self.module, self.sifa, self.num_steps, self.before, self.layout, self.prefix_tokens, self.grid
+        ).train(self.training)
+
+
+def insert(
+    backbone: nn.Module,
+    where: str | Sequence[str],
+    num_steps: int,
+    position: str = "before",
+    layout: str = "auto",
+    *,
+    example: Tensor | None = None,
+    **sifa_config: Any,
+) -> nn.Module:
+    """Inserts SIFA into an image backbone, at modules given by name.
+
+    The backbone is changed in place and then runs on clips whose ``num_steps`` frames are consecutive entries of its
+    batch. Load the backbone's own weights before: the wrapped modules' parameters are renamed (``conv3.weight`` becomes
+    ``conv3.module.weight``). The channels at each place are found by running the backbone once on ``example``.
+
+    Args:
+        backbone: any module that takes one batch of images.
+        where: names as in ``backbone.named_modules()``, or patterns of :mod:`fnmatch` over them
+            (``"layer[234].1.conv3"``, ``"blocks.*.mlp"``), or several of either.
+        num_steps: frames per clip as the backbone sees them.
+        position: ``"before"`` or ``"after"`` the named modules.
+        layout: of the features there: ``"NCHW"``, ``"NHWC"``, ``"NLC"`` (tokens; the backbone's
+            ``num_prefix_tokens`` leading ones pass untouched), or ``"auto"``: three dimensions are tokens, and of four
+            dimensions the two equal ones are height and width.
+        example: (num_steps, channels, H, W) input of the backbone, H = W for ``layout="auto"``; by default zeros of
+            the size that timm states for the backbone, 224x224 without one.
+        **sifa_config: arguments of :class:`sifa.SIFA` other than ``channels``.
+
+    Returns:
+        ``backbone``.
+
+    Raises:
+        ValueError: a name or pattern that matches nothing, an argument out of range, features that are not images
+            or tokens, or a layout that the example does not tell.
+        RuntimeError: the backbone does not run on ``example``.
+
+    Source: section 3.4 of Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022.
+    """
+    if position not in ("before", "after"):
+        raise ValueError(f'insert: position must be "before" or "after", got {position!r}')
+    if layout not in (*LAYOUTS, "auto"):
+        raise ValueError(f"insert: layout must be one of {', '.join(LAYOUTS)} or auto, got {layout!r}")
+    _check_num_steps(num_steps)
+    names = _matching_names(backbone, [where] if isinstance(where, str) else list(where))
+    features = _features_at(backbone, names, position, _default_example(backbone, num_steps) if example is None else example)
+
+    for name in names:
+        found = features[name]
+        place = f"{position} {name!r}"
+        there = _layout_of(found, place) if layout == "auto" else layout
+        if found.dim() != (3 if there == "NLC" else 4):
+            raise ValueError(f"insert: features {place} must have the rank of {there}, got {tuple(found.shape)}")
+        channels = found.shape[1] if there == "NCHW" else found.shape[-1]
+        prefix_tokens, grid = _token_grid(backbone, found, place) if there == "NLC" else (0, (1, 1))
+        module = backbone.get_submodule(name)
+        sifa = SIFA(channels, **sifa_config).to(found.device, found.dtype)
+        wrapper = InsertedSIFAWithArguments if _takes_further_arguments(module) else InsertedSIFA
+        parent, _, leaf = name.rpartition(".")
+        inserted = wrapper(module, sifa, num_steps, position == "before", there, prefix_tokens, grid)
+        setattr(backbone.get_submodule(parent), leaf, inserted.train(module.training))
+    return backbone
+
+
+def set_num_steps(backbone: nn.Module, num_steps: int) -> None:
+    """Changes the number of steps per clip of every inserted SIFA. Raises ValueError if it is below 1."""
+    _check_num_steps(num_steps)
+    for module in backbone.modules():
+        if isinstance(module, InsertedSIFA):
+            module.num_steps = num_steps
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
+
+
+def _matching_names(backbone: nn.Module, where: list[str]) -> list[str]:
+    """Names of modules, in the backbone's order, that match any entry; what an earlier insertion wrapped is left out."""
+    wrapped = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, InsertedSIFA))
+    names = [name for name, _ in backbone.named_modules() if name and not name.startswith(wrapped)]
+    if not where:
+        raise ValueError("insert: where must name at least one module, got none")
+    for pattern in where:
+        if not fnmatch.filter(names, pattern):
+            close = difflib.get_close_matches(pattern, names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules() for the names"
+            raise ValueError(f"insert: no module of {type(backbone).__name__} matches {pattern!r}; {hint}")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in where)]
+
+
+def _default_example(backbone: nn.Module, num_steps: int) -> Tensor:
+    convolution = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if convolution is None else convolution.in_channels
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+    parameter = next(backbone.parameters(), torch.empty(0))
+    return torch.zeros(num_steps, channels, *size, device=parameter.device, dtype=parameter.dtype)
+
+
+def _features_at(backbone: nn.Module, names: list[str], position: str, example: Tensor) -> dict[str, Tensor]:
+    """The tensor before or after each named module, from one run of the backbone in evaluation mode."""
+    found: dict[str, Any] = {}
+    hooks = []
+    for name in names:
+        module = backbone.get_submodule(name)
+        if position == "before":
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, name=name: found.__setitem__(name, args[0] if args else None)
+                )
+            )
+        else:
+            hooks.append(module.register_forward_hook(lambda _, args, output, name=name: found.__setitem__(name, output)))
+    training = {module: module.training for module in backbone.modules()}
+    try:
+        with torch.no_grad():
+            backbone.eval()(example)
+    except Exception as error:
+        raise RuntimeError(
+            f"insert: the backbone does not run on an input of shape {tuple(example.shape)} ({error}); "
+            "pass example=, a batch of num_steps images that it takes"
+        ) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+    for name in names:
+        if name not in found:
+            raise ValueError(f"insert: module {name!r} was not called when the backbone ran; choose one that is")
+        if not isinstance(found[name], Tensor):
+            raise ValueError(
+                f"insert: features {position} {name!r} must be one tensor, got {type(found[name]).__name__}; "
+                "choose a module whose first argument (or whole output) is the feature map"
+            )
+    return found
+
+
+def _layout_of(features: Tensor, place: str) -> str:
+    if features.dim() == 3:
+        return "NLC"
+    if features.dim() != 4:
+        raise ValueError(
+            f"insert: features {place} must be images (rank 4) or tokens (rank 3), got {tuple(features.shape)}"
+        )
+    _, a, b, c = features.shape
+    if (a == b) == (b == c):
+        raise ValueError(
+            f"insert: the shape {tuple(features.shape)} {place} does not tell its layout; say layout= one of {LAYOUTS}"
+        )
+    return "NHWC" if a == b else "NCHW"
+
+
+def _token_grid(backbone: nn.Module, tokens: Tensor, place: str) -> tuple[int, tuple[int, int]]:
+    """Number of prefix tokens, and the grid's height and width: what the backbone states, or a square."""
+    prefix = int(getattr(backbone, "num_prefix_tokens", 0))
+    count = tokens.shape[1] - prefix
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if grid is not None and grid[0] * grid[1] == count:
+        return prefix, (int(grid[0]), int(grid[1]))
+    side = math.isqrt(max(count, 0))
+    if side == 0 or side * side != count:
+        raise ValueError(
+            f"insert: {tokens.shape[1]} tokens {place} less {prefix} prefix tokens form no square grid, and the backbone "
+            "has no patch_embed.grid_size of that many"
+        )
+    return prefix, (side, side)
+
+
+def _takes_further_arguments(module: nn.Module) -> bool:
+    return len(inspect.signature(module.forward).parameters) > 1
