@@ -1,0 +1,89 @@
+# One command per wish; `make` alone lists them. Set-up logic that does not fit in a line is in scripts/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# PYTHON=python3.12      the interpreter that .venv is made from (default: python3)
+# TORCH=existing         use the torch that this interpreter has, replace nothing of it
+# TORCH_INDEX=URL        the package index that torch comes from (default: pip's own)
+# TORCH_VERSIONS="…"     the versions that `make test-abi` runs with
+PYTHON ?=
+TORCH ?=
+TORCH_INDEX ?=
+TORCH_VERSIONS ?= 2.13.0
+export PYTHON TORCH TORCH_INDEX
+
+BIN := .venv/bin
+# What `make build` and `make test` compile in, so that the second only adds the tests to the first.
+BUILD_DIR := build/cmake
+# Directories are listed too: a file added or removed changes the time of its directory.
+CXX_SOURCES := CMakeLists.txt pyproject.toml scripts/sifa_build_backend.py \
+               $(shell find kernels cpp cmake python/bindings 2>/dev/null)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1 \t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@echo "PYTHON=python3.12, TORCH=existing or TORCH_INDEX=URL choose what .venv is made with (see CONTRIBUTING.md)."
+
+# The machine is looked at every time (it takes no time); only what is missing is installed.
+.PHONY: machine
+machine:
+	@scripts/setup.sh machine
+
+.venv/.dependencies: pyproject.toml constraints.txt scripts/setup.sh | machine
+	@scripts/setup.sh venv
+	@touch $@
+
+# An editable install: a changed .py needs nothing, a changed C++ source is compiled again and installed.
+.venv/.build: .venv/.dependencies $(CXX_SOURCES) | machine
+	@scripts/setup.sh build $(BUILD_DIR)
+	@touch $@
+
+.PHONY: build
+build: .venv/.build ## set up .venv and compile the operators, the C++ runtime and sifa-run into it
+
+.PHONY: demo
+demo: build ## classify a rendered video with the C++ program and draw where the attention looked
+	@$(BIN)/sifa demo
+
+# The C++ tests are a switch of the same build, which already holds what they test.
+.PHONY: cxx-tests
+cxx-tests: build
+	@$(BIN)/cmake -S . -B $(BUILD_DIR) -DSIFA_TESTS=ON > $(BUILD_DIR)/configure-tests.log \
+	    || { cat $(BUILD_DIR)/configure-tests.log; exit 1; }
+	@$(BIN)/cmake --build $(BUILD_DIR) --parallel
+
+.PHONY: test
+test: cxx-tests ## the C++ and the Python tests, with coverage (30 minutes on 2 cores at most)
+	@$(BIN)/ctest --test-dir $(BUILD_DIR) --output-on-failure
+	@$(PYTEST) -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+.PHONY: test-all
+test-all: cxx-tests ## the same and the long matrix
+	@SIFA_TEST_ALL=1 $(BIN)/ctest --test-dir $(BUILD_DIR) --output-on-failure
+	@$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+.PHONY: test-abi
+test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"
+	@scripts/test_abi.sh $(BUILD_DIR) $(TORCH_VERSIONS)
+
+CXX_FILES = $(shell find kernels cpp python/bindings tests -regex '.*\.\(h\|cpp\|cu\|cuh\)')
+
+.PHONY: lint
+lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-commit runs them
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+	$(BIN)/shellcheck scripts/*.sh .ci/run
+
+.PHONY: bench
+bench: build ## measure the operator on this machine
+	@$(BIN)/python benchmarks/operator.py
+
+.PHONY: clean
+clean: ## remove what was built (the packages in .venv stay: rm -rf .venv removes those)
+	rm -rf build .venv/.build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
