@@ -129,18 +129,17 @@ class SIFA(nn.Module):
         # Picked and folded into the batch as (N, T, H, W, C): the frames never leave channels-last.
         index = (torch.arange(steps, device=clip.device) + self.frame_shift).clamp(0, steps - 1)
         pixels = clip.permute(0, 2, 3, 4, 1)
-        frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
-        neighbours = pixels.index_select(1, index).flatten(0, 1).permute(0, 3, 1, 2)
-        if self.offset_from == "memory":
-            source = neighbours
-        elif self.offset_from == "difference":
+        source = frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
+        if self.offset_from != "memory":
+            neighbours = pixels.index_select(1, index).flatten(0, 1).permute(0, 3, 1, 2)
             source = neighbours - frames
-        else:
-            source = torch.sigmoid(neighbours - frames) * neighbours
-            if self.residual_saliency:
-                source = source + neighbours
-        offset = self.conv_offset(source)
-        return offset.view(batch, steps, taps, height, width).permute(0, 2, 1, 3, 4)
+            if self.offset_from == "saliency":
+                source = torch.sigmoid(source) * neighbours
+                if self.residual_saliency:
+                    source = source + neighbours
+        offset = self.conv_offset(source).view(batch, steps, taps, height, width).permute(0, 2, 1, 3, 4)
+        # From the memory alone, every frame is convolved once and its offsets are picked instead of it.
+        return offset[:, :, index] if self.offset_from == "memory" else offset
 
     def extra_repr(self) -> str:
         return (

@@ -43,14 +43,14 @@ def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) 
 
 
 def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
-    """A narrow ResNet of seven basic blocks whose stem has the spatial stride 4 at once, without pooling.
+    """A narrow ResNet of six basic blocks; its stem has the spatial stride 4 at once, and stage 1 is left out.
 
     The parameters are those of :func:`resnet`; ``dropout`` is 0.1 by default.
     """
     network = ResNet(
         BasicBlock,
-        layers=(1, 2, 2, 2),
-        channels=(24, 48, 96, 128),
+        layers=(0, 2, 2, 2),
+        channels=(32, 48, 96, 128),
         num_classes=0,
         in_chans=3 * TEMPORAL_STRIDE,
         stem_type="deep",  # timm's other stems are 64 wide
@@ -79,7 +79,7 @@ def _classifier(
     if not set(stages) <= {1, 2, 3, 4}:
         raise ValueError(f"stages must be among 1, 2, 3, 4, got {stages}")
     # In front of a block's last convolution: the activated output of its (first or only) 3x3 convolution.
-    last = "conv3" if isinstance(network.layer1[0], Bottleneck) else "conv2"
+    last = "conv3" if isinstance(network.layer4[0], Bottleneck) else "conv2"
     where = [
         f"layer{stage}.{block}.{last}"
         for stage in stages

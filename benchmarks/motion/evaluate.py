@@ -1,0 +1,84 @@
+"""Evaluates weights of sifa_tiny on held-out, codec-rendered videos of the motion task; prints what RESULTS.md states.
+
+python benchmarks/motion/evaluate.py build/motion/sifa_tiny.safetensors --control build/motion/control.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import clips as motion_clips
+import torch
+from torch import Tensor, nn
+from train import normalise
+
+import sifa
+from sifa.data import motion
+from sifa.insertion import InsertedSIFA
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, clips: Tensor) -> Tensor:
+    """The top class of every clip, uint8 (N, T, H, W, 3)."""
+    return torch.cat([model(normalise(part, model)).argmax(1) for part in clips.split(50)])
+
+
+@torch.inference_mode()
+def mean_offsets(model: nn.Module, clips: Tensor) -> dict[str, float]:
+    """Mean length of the offset vectors of each inserted SIFA, in pixels of its feature map."""
+    lengths: dict[str, list[Tensor]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, InsertedSIFA):
+
+            def record(block: nn.Module, args: tuple[Tensor], name: str = name) -> None:
+                offset = block.offset(args[0])
+                lengths.setdefault(name, []).append(offset.unflatten(1, (-1, 2)).norm(dim=2).mean())
+
+            hooks.append(module.sifa.register_forward_pre_hook(record))
+    predict(model, clips)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.stack(values).mean().item() for name, values in lengths.items()}
+
+
+def without_aggregate(model: nn.Module) -> nn.Module:
+    """Sets every aggregate A to 0, in place: SIFA's output Y = f + A becomes f."""
+    for module in model.modules():
+        if isinstance(module, InsertedSIFA):
+            module.sifa = nn.Identity()
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", nargs="?", default="motion", help="safetensors file; the bundled weights by default")
+    parser.add_argument("--control", help="safetensors file of the same network trained without SIFA")
+    parser.add_argument("--scenes", type=int, default=100, help="held-out scenes, each under all ten labels")
+    arguments = parser.parse_args()
+
+    clips, labels = motion_clips.held_out_clips(arguments.scenes)
+    model = sifa.create_model("sifa_tiny", pretrained=arguments.weights).eval()
+    print(f"{len(clips)} held-out videos, {len(clips) // len(motion.LABELS)} of each of {len(motion.LABELS)} classes")
+
+    found = predict(model, clips)
+    print(f"sifa_tiny: top-1 {percent(found == labels)}")
+    for index, label in enumerate(motion.LABELS):
+        print(f"  {label}: {percent((found == labels)[labels == index])}")
+    for frame in (0, 8, 15):
+        still = clips[:, frame : frame + 1].expand(-1, motion.PERIOD, -1, -1, -1)
+        print(f"sifa_tiny, frame {frame} repeated: top-1 {percent(predict(model, still) == labels)}")
+    for name, pixels in mean_offsets(model, clips[:: len(clips) // 100]).items():
+        print(f"mean |offset| at {name}: {pixels:.2f} pixels of its feature map")
+    print(f"sifa_tiny, every aggregate A = 0: top-1 {percent(predict(without_aggregate(model), clips) == labels)}")
+    if arguments.control:
+        control = sifa.create_model("sifa_tiny", stages=(), pretrained=arguments.control).eval()
+        print(f"control, trained without SIFA: top-1 {percent(predict(control, clips) == labels)}")
+
+
+def percent(correct: Tensor) -> str:
+    return f"{100 * correct.float().mean().item():.1f} %"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+// The metadata of schema version 1, field by field; Python's `sifa.artifact` writes it.
+#include "metadata.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "sifa/error.h"
+
+namespace sifa {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kSchemaVersion = 1;
+const char kEntry[] = "extra/sifa.json";
+
+// Above any sensible model's; they bound what a lying file can make the loader allocate.
+constexpr std::uint64_t kMaxJsonSize = std::uint64_t{16} << 20;
+constexpr std::int64_t kMaxFrames = 1 << 14;
+constexpr std::int64_t kMaxFrameStride = 1 << 20;
+constexpr std::int64_t kMaxSide = 1 << 14;
+constexpr std::uint64_t kMaxReferenceSize = std::uint64_t{1} << 30;  // bytes
+
+class FieldReader {
+ public:
+  FieldReader(const json& object, const std::string& path, const std::string& prefix = "")
+      : object_(object), path_(path), prefix_(prefix) {}
+
+  [[noreturn]] void refuse(const char* name, const std::string& expected) const {
+    std::string given = "nothing";
+    if (object_.contains(name)) given = object_[name].dump(-1, ' ', false, json::error_handler_t::replace);
+    if (given.size() > 60) given = given.substr(0, 57) + "...";
+    throw Error(ErrorCode::kNotAModel, path_ + " is not a SIFA model that can be used: in its metadata " + prefix_ +
+                                           name + " must be " + expected + ", got " + given);
+  }
+
+  const json& field(const char* name, const std::string& expected, bool (*accept)(const json&)) const {
+    if (!object_.contains(name) || !accept(object_[name])) refuse(name, expected);
+    return object_[name];
+  }
+
+  const json& object(const char* name) const {
+    return field(name, "an object", [](const json& value) { return value.is_object(); });
+  }
+
+  std::string text(const char* name) const {
+    return field(name, "a string", [](const json& value) { return value.is_string(); }).get<std::string>();
+  }
+
+  std::int64_t integer(const char* name, std::int64_t low, std::int64_t high) const {
+    const std::string expected =
+        "an integer from " + std::to_string(low) + " to " + std::to_string(high);
+    const json& value = field(name, expected, is_integer);
+    if (!in_range(value, low, high)) refuse(name, expected);
+    return value.get<std::int64_t>();
+  }
+
+  static bool is_integer(const json& value) { return value.is_number_integer(); }
+
+  static bool in_range(const json& value, std::int64_t low, std::int64_t high) {
+    // A number beyond the signed range is kept as unsigned, and would wrap when asked for as signed.
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(high)) return false;
+    return value.get<std::int64_t>() >= low && value.get<std::int64_t>() <= high;
+  }
+
+ private:
+  const json& object_;
+  const std::string& path_;
+  std::string prefix_;
+};
+
+Metadata parse(const std::string& text, const std::string& path) {
+  const json document = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!document.is_object()) {
+    throw Error(ErrorCode::kNotAModel, path + " is not a SIFA model: its entry " + kEntry + " is not a JSON object");
+  }
+  const FieldReader fields(document, path);
+  Metadata metadata;
+  metadata.json = text;
+
+  // First what decides whether the other fields mean what this version thinks they mean.
+  const auto unsupported = [&](const std::string& what, const std::string& known) {
+    throw Error(ErrorCode::kUnsupportedSchema, path + " has " + what + ", this version of SIFA reads " + known +
+                                                   "; export the model again, or use the SIFA that wrote it");
+  };
+  if (!FieldReader::is_integer(fields.field("schema_version", "an integer", FieldReader::is_integer)) ||
+      !FieldReader::in_range(document["schema_version"], kSchemaVersion, kSchemaVersion)) {
+    unsupported("schema version " + document["schema_version"].dump(), std::to_string(kSchemaVersion));
+  }
+  metadata.schema_version = kSchemaVersion;
+  struct Choice {
+    const char* name;
+    std::string Metadata::* member;
+    const char* known;
+  };
+  for (const Choice& choice : {Choice{"kind", &Metadata::kind, "clip"},
+                               Choice{"format", &Metadata::format, "torchscript"},
+                               Choice{"sampling", &Metadata::sampling, "center"},
+                               Choice{"precision", &Metadata::precision, "float32"}}) {
+    metadata.*choice.member = fields.text(choice.name);
+    if (metadata.*choice.member != choice.known) {
+      unsupported(std::string(choice.name) + " " + document[choice.name].dump(), choice.known);
+    }
+  }
+
+  metadata.model = FieldReader(fields.object("model"), path, "model.").text("name");
+  metadata.num_frames = fields.integer("num_frames", 1, kMaxFrames);
+  metadata.frame_stride = fields.integer("frame_stride", 1, kMaxFrameStride);
+  metadata.torch_version = fields.text("torch_version");
+  metadata.sifa_version = fields.text("sifa_version");
+  metadata.operator_schema = fields.text("operator_schema");
+
+  const char* kLabels = "a list of at least one string";
+  for (const json& label : fields.field("labels", kLabels, [](const json& value) {
+         return value.is_array() && !value.empty();
+       })) {
+    if (!label.is_string()) fields.refuse("labels", kLabels);
+    metadata.labels.push_back(label.get<std::string>());
+  }
+
+  const std::string kSize = "[height, width], each from 1 to " + std::to_string(kMaxSide);
+  const json& size = fields.field("input_size", kSize, [](const json& value) {
+    return value.is_array() && value.size() == 2 && FieldReader::is_integer(value[0]) &&
+           FieldReader::is_integer(value[1]);
+  });
+  for (std::size_t i : {0, 1}) {
+    if (!FieldReader::in_range(size[i], 1, kMaxSide)) fields.refuse("input_size", kSize);
+    metadata.input_size[i] = size[i].get<std::int64_t>();
+  }
+  if (static_cast<std::uint64_t>(metadata.num_frames * metadata.input_size[0] * metadata.input_size[1] * 3) >
+      kMaxReferenceSize) {
+    fields.refuse("input_size", "such that a clip has at most 1 GiB");
+  }
+
+  const FieldReader reference(fields.object("reference"), path, "reference.");
+  const std::string kOutputs = "a list of " + std::to_string(metadata.labels.size()) + " numbers, one per label";
+  const auto is_array = [](const json& value) { return value.is_array(); };
+  for (const json& probability : reference.field("probabilities", kOutputs, is_array)) {
+    if (!probability.is_number()) reference.refuse("probabilities", kOutputs);
+    metadata.reference_probabilities.push_back(probability.get<float>());
+  }
+  if (metadata.reference_probabilities.size() != metadata.labels.size()) {
+    reference.refuse("probabilities", kOutputs);
+  }
+  const auto is_number = [](const json& value) { return value.is_number(); };
+  metadata.reference_tolerance = reference.field("tolerance", "a number above 0", is_number).get<double>();
+  if (!(metadata.reference_tolerance > 0.0)) reference.refuse("tolerance", "a number above 0");
+  return metadata;
+}
+
+}  // namespace
+
+Metadata read_metadata(Archive& archive, const std::string& path) {
+  if (!archive.contains(kEntry)) {
+    throw Error(ErrorCode::kNotAModel, path + " is not a SIFA model: it has no entry " + kEntry +
+                                           "; models are made by `sifa export`");
+  }
+  return parse(archive.read(kEntry, kMaxJsonSize), path);
+}
+
+Metadata read_metadata(const std::string& path) {
+  Archive archive(path);
+  Metadata metadata = read_metadata(archive, path);
+  archive.verify();
+  return metadata;
+}
+
+}  // namespace sifa

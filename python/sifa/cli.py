@@ -1,0 +1,214 @@
+"""The `sifa` command: export models, look into artifacts, list models, run the demo."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Models need timm, and timm a second: everything heavy is imported by the command that uses it.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Stand-alone inter-frame attention for video: train in Python, run anywhere.",
+)
+_progress = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a failure is one line on stderr and exit code 1, bad usage exit code 2."""
+    try:
+        app(args)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print("sifa: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        print(f"sifa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Name of a model; `sifa models` lists them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, e.g. model.pt.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="State dict of the model, .safetensors; by default the bundled weights."),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Do without trained weights, to try things out.")
+    ] = False,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of a clip, if not the model's own.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Number of classes, if not the model's own.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
+    if weights is not None and random_weights:
+        raise typer.BadParameter("give --weights or --random-weights, not both")
+    with _progress.status(f"exporting {model}"):
+        import torch
+
+        from .artifact import export_torchscript
+        from .models import create_model, model_card
+
+        bundled = next(iter(model_card(model).weights), None)
+        pretrained = bundled if weights is None else str(weights)
+        if random_weights:
+            pretrained = None
+            torch.manual_seed(0)
+        elif pretrained is None:
+            raise ValueError(f"{model} has no bundled weights: give --weights FILE, or --random-weights")
+        network = create_model(model, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
+        metadata = export_torchscript(network, output)
+    if as_json:
+        print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
+    else:
+        print(f"{output}: {model}, {len(metadata['labels'])} classes, {output.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def info(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE|MODEL", help="An exported file, or the name of a model.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Print the metadata of an exported file, or the card of a model."""
+    from .models import list_models
+
+    if Path(what).is_file():
+        from .artifact import read_metadata
+
+        facts = read_metadata(what)
+    elif what in list_models():
+        facts = _card(what)
+    else:
+        raise FileNotFoundError(
+            f"there is no file {what}, and no model of that name: {', '.join(list_models())}"
+        )
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        table.add_row(key, _shown(key, value))
+    _print(table)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that `sifa export` knows."""
+    from .models import list_models
+
+    cards = [_card(name) for name in list_models()]
+    if as_json:
+        print(json.dumps(cards, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "parameters", "clip", "weights", "summary"):
+        table.add_column(heading, no_wrap=heading != "summary")
+    for card in cards:
+        clip = " x ".join(map(str, (card["num_frames"], *card["input_size"])))
+        parameters = f"{card['parameters'] / 1e6:.1f} M"
+        table.add_row(card["name"], parameters, clip, ", ".join(card["weights"]) or "-", card["summary"])
+    _print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write to; build/demo or sifa-demo by default."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render a video, classify it with the C++ program, compare with Python, draw the attention."""
+    from .demo import run_demo
+
+    # In a checkout what is made goes where everything made goes.
+    folder = output or (Path("build/demo") if Path("build").is_dir() else Path("sifa-demo"))
+    with _progress.status("starting") as status:
+        result = run_demo(folder, status.update)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    classes = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    classes.add_column("classified by sifa-run", no_wrap=True)
+    classes.add_column("probability", justify="right")
+    for entry in result["classes"]:
+        classes.add_row(entry["label"], f"{entry['probability']:.4f}")
+    agreement = Table(box=None, pad_edge=False, header_style="bold")
+    agreement.add_column("the same video in", no_wrap=True)
+    agreement.add_column("top class", no_wrap=True)
+    agreement.add_column("largest difference from eager", justify="right")
+    for entry in result["agreement"]:
+        agreement.add_row(entry["engine"], entry["label"], f"{entry['difference']:.1e}")
+    print(f"video: {result['video']}")
+    print(f"truth: {result['truth']}\n")
+    _print(classes)
+    print()
+    _print(agreement)
+    print(f"\nmodel: {result['model']}")
+    print(f"where the attention looked: {result['picture']}")
+
+
+def _card(name: str) -> dict[str, Any]:
+    """The card of a model as JSON-able facts, its number of parameters among them."""
+    import torch
+
+    from .models import create_model, model_card
+
+    card = model_card(name)
+    facts = {
+        field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "build"
+    }
+    with torch.device("meta"):
+        facts["parameters"] = sum(parameter.numel() for parameter in create_model(name).parameters())
+    facts["weights"] = list(card.weights)
+    return facts
+
+
+def _shown(key: str, value: Any) -> str:
+    """A metadata value for people."""
+    if key == "labels" and len(value) > 12:
+        return f"{', '.join(value[:10])}, ... ({len(value)} in all)"
+    if key == "labels":
+        return ", ".join(value)
+    if key == "reference":
+        return f"output on a frame pattern {value['shape']}, tolerance {value['tolerance']:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(name, entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return " x ".join(map(str, value)) if key == "input_size" else ", ".join(map(str, value)) or "-"
+    return f"{value:,}" if key == "parameters" else str(value)
+
+
+def _print(table: Table) -> None:
+    """A table on stdout: as wide as the terminal, or as its longest line in a pipe."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)

@@ -1,0 +1,430 @@
+"""A picture of where the attention looked: taps and weights of chosen pixels, drawn over the frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from .modules import SIFA
+from .preprocessing import ClipPreprocessing, resize_and_crop
+from .reference import attention_weights, tap_positions
+
+# Okabe and Ito's colours, told apart by colour-blind readers; each query also has a letter.
+_COLOURS = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (204, 121, 167))
+_INK, _PAPER, _GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+_SCALE = 2  # everything is drawn larger and reduced: PIL draws without antialiasing
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one SIFA layer did on one clip, in pixels `(y, x)` of the video's frames.
+
+    Attributes:
+        layer: the module's name in the model.
+        queries: `(2, h, w)`, the place of every pixel of the layer's feature map.
+        grid: `(k², 2, h, w)`, where the taps would read without offsets.
+        taps: `(k², 2, T, h, w)`, where they read in the neighbouring step's frame.
+        weights: `(k², T, h, w)`, averaged over groups; 0 where a tap falls outside the feature map.
+        neighbours: the step that each of the T steps attends to.
+        frames: for each step, the index in the clip of the frame that stands for it, the middle one.
+        spacing: distance of two feature-map pixels, `(y, x)`.
+    """
+
+    layer: str
+    queries: Tensor
+    grid: Tensor
+    taps: Tensor
+    weights: Tensor
+    neighbours: list[int]
+    frames: list[int]
+    spacing: tuple[float, float]
+
+
+def trace_attention(model: nn.Module, frames: Tensor, layer: str | None = None) -> Attention:
+    """Run a model on one clip and record what a SIFA layer of it attends to.
+
+    Args:
+        model: a classifier as `sifa.create_model` returns it.
+        frames: uint8 `(T, H, W, 3)` RGB, as read from a video.
+        layer: name of a `sifa.SIFA` module in the model; by default the first one.
+
+    Raises:
+        ValueError: the model has no such layer, or the frames do not fit it.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SIFA)}
+    if not layers:
+        raise ValueError(f"{model.name} has no SIFA layer")
+    name = next(iter(layers)) if layer is None else layer
+    if name not in layers:
+        raise ValueError(f"{model.name} has no SIFA layer {name!r}; it has {', '.join(layers)}")
+    sifa = layers[name]
+    clip, to_input = _run(model, frames, sifa)
+    steps, (height, width) = clip.shape[2], clip.shape[3:]
+    with torch.no_grad():
+        offset = sifa.offset(clip)
+        taps = tap_positions(offset, sifa.kernel_size, sifa.dilation)[0]
+        grid = tap_positions(torch.zeros_like(offset[:, :, :1]), sifa.kernel_size, sifa.dilation)[0, :, :, 0]
+        weights = attention_weights(
+            clip,
+            clip,
+            offset,
+            sifa.kernel_size,
+            sifa.dilation,
+            sifa.groups,
+            None,
+            sifa.frame_shift,
+            sifa.edge,
+            sifa.softmax,
+        )[0].mean(0)
+    # Feature map -> network input -> resized frame -> frame; pixel i of a frame covers [i - 1/2, i + 1/2].
+    preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
+    size = frames.shape[1:3]
+    rows, columns, top, left = resize_and_crop(*size, preprocessing.resize_to, preprocessing.crop_to)
+    zoom = torch.tensor([size[0] / rows, size[1] / columns])
+    stride = torch.tensor(to_input.stride) * zoom
+    shift = (torch.tensor(to_input.shift) + torch.tensor([top, left]) + 0.5) * zoom - 0.5
+
+    def to_frame(positions: Tensor, axis: int) -> Tensor:
+        sizes = [1] * positions.dim()
+        sizes[axis] = 2
+        return positions.cpu().float() * stride.view(sizes) + shift.view(sizes)
+
+    pixels = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    stem = len(frames) // steps
+    return Attention(
+        layer=name,
+        queries=to_frame(pixels, 0),
+        grid=to_frame(grid, 1),
+        taps=to_frame(taps, 1),
+        weights=weights.cpu().float(),
+        neighbours=[min(max(t + sifa.frame_shift, 0), steps - 1) for t in range(steps)],
+        frames=[t * stem + stem // 2 for t in range(steps)],
+        spacing=(stride[0].item(), stride[1].item()),
+    )
+
+
+def choose_queries(attention: Attention, count: int = 3) -> tuple[int, list[tuple[int, int]]]:
+    """The step and the `count` feature-map pixels `(y, x)` whose taps moved farthest with the most weight.
+
+    The pixels lie apart from each other and their taps inside the frame, so that the picture can be read.
+    """
+    moved = (attention.taps - attention.grid.unsqueeze(2)).norm(dim=1)
+    score = (attention.weights.abs() * moved).sum(0)
+    low, high = attention.queries.amin((1, 2)), attention.queries.amax((1, 2))
+    inside = (attention.taps >= low.view(1, 2, 1, 1, 1)) & (attention.taps <= high.view(1, 2, 1, 1, 1))
+    score = torch.where(inside.all(1).all(0), score, -1.0)
+    for step, neighbour in enumerate(attention.neighbours):
+        if neighbour == step:
+            score[step] = -2.0
+    height, width = score.shape[1:]
+    step = int(score.flatten(1).topk(min(count, height * width)).values.sum(1).argmax())
+    left, chosen = score[step].clone(), []
+    apart = max(1, min(height, width) // 3)
+    for _ in range(min(count, height * width)):
+        y, x = divmod(int(left.argmax()), width)
+        if left[y, x] == -torch.inf:
+            break
+        chosen.append((y, x))
+        left[max(0, y - apart + 1) : y + apart, max(0, x - apart + 1) : x + apart] = -torch.inf
+    return step, chosen
+
+
+def draw_attention(
+    model: nn.Module,
+    frames: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    step: int | None = None,
+    queries: Sequence[tuple[int, int]] | None = None,
+) -> Attention:
+    """Draw where a SIFA layer looked from chosen pixels, and write the picture (PNG by the file's ending).
+
+    Left the frame of the queries, right the frame they attend to, below each query's taps enlarged. A tap
+    is a disc whose area is its weight, relative to the largest of its query; a ring is a negative weight.
+
+    Args:
+        model: a classifier as `sifa.create_model` returns it.
+        frames: uint8 `(T, H, W, 3)` RGB, as read from a video.
+        path: the picture to write.
+        layer: name of a `sifa.SIFA` module; by default the first one.
+        step: the step (of the stem's temporal stride) whose pixels ask; with `queries` only.
+        queries: up to four pixels `(y, x)` of the layer's feature map; by default those of
+        `choose_queries`.
+
+    Raises:
+        ValueError: no such layer, step or pixel.
+    """
+    attention = trace_attention(model, frames, layer)
+    if (step is None) != (queries is None):
+        raise ValueError("step and queries must be given together")
+    if step is None or queries is None:
+        step, queries = choose_queries(attention)
+    steps, (height, width) = len(attention.neighbours), attention.queries.shape[1:]
+    if not 0 <= step < steps:
+        raise ValueError(f"step must be between 0 and {steps - 1}, got {step}")
+    if not 1 <= len(queries) <= len(_COLOURS):
+        raise ValueError(f"between 1 and {len(_COLOURS)} queries can be drawn, got {len(queries)}")
+    for y, x in queries:
+        if not (0 <= y < height and 0 <= x < width):
+            raise ValueError(
+                f"queries must be pixels (y, x) of the {height}x{width} feature map, got {(y, x)}"
+            )
+    _Picture(attention, frames, step, queries).save(Path(path))
+    return attention
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Pixel `i` of a feature map lies at `stride * i + shift` of the network's input, per axis `(y, x)`."""
+
+    stride: tuple[float, float]
+    shift: tuple[float, float]
+
+
+def _run(model: nn.Module, frames: Tensor, layer: SIFA) -> tuple[Tensor, _Affine]:
+    """The clip that reaches `layer`, and where its pixels lie in the network's input.
+
+    Every convolution or pooling on the way that makes the map smaller moves its pixels by its stride,
+    kernel and padding; what no such module explains (a space-to-depth reshape, say) is taken to tile its
+    input.
+    """
+    seen: list[Tensor] = []
+    downsampling: list[tuple[torch.Size, torch.Size, Any]] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        before, after = inputs[0].shape[-2:], output.shape[-2:]
+        if not seen and before != after:
+            downsampling.append((before, after, module))
+
+    sized = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
+    hooks = [module.register_forward_hook(record) for module in sized]
+    hooks.append(layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach())))
+    parameter = next(model.parameters())
+    preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(preprocessing(frames.unsqueeze(0)).to(parameter))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    clip = seen[0]
+    size, stride, shift = torch.Size(model.input_size), [1.0, 1.0], [0.0, 0.0]
+    for before, after, module in downsampling:
+        if before != size:  # beside the way, as a block's shortcut is
+            continue
+        size = after
+        for axis in (0, 1):
+            kernel, step, padding, dilation = (
+                value if isinstance(value, int) else value[axis]
+                for value in (
+                    module.kernel_size,
+                    module.stride,
+                    module.padding,
+                    getattr(module, "dilation", 1),
+                )
+            )
+            shift[axis] += stride[axis] * ((kernel - 1) * dilation / 2 - padding)
+            stride[axis] *= step
+    for axis in (0, 1):
+        tiles = size[axis] / clip.shape[3 + axis]
+        shift[axis] += stride[axis] * (tiles - 1) / 2
+        stride[axis] *= tiles
+    return clip, _Affine((stride[0], stride[1]), (shift[0], shift[1]))
+
+
+class _View:
+    """A part of a frame, shown in a rectangle of the canvas."""
+
+    def __init__(
+        self, box: tuple[float, float, float, float], corner: tuple[float, float], width: float
+    ) -> None:
+        self.box = box  # left, top, right, bottom in the frame, whose first pixel covers 0 to 1
+        self.corner = corner
+        self.scale = width / (box[2] - box[0])
+        self.size = (round(width), round((box[3] - box[1]) * self.scale))
+
+    def place(self, position: Tensor) -> tuple[float, float]:
+        """Canvas `(x, y)` of a frame position `(y, x)`."""
+        y, x = (position + 0.5).tolist()
+        return self.corner[0] + (x - self.box[0]) * self.scale, self.corner[1] + (
+            y - self.box[1]
+        ) * self.scale
+
+
+class _Picture:
+    """The canvas and what is drawn on it; lengths are pixels of the finished picture."""
+
+    WIDTH, MARGIN, GAP = 1200, 28, 20
+
+    def __init__(
+        self, attention: Attention, frames: Tensor, step: int, queries: Sequence[tuple[int, int]]
+    ) -> None:
+        self.attention, self.step = attention, step
+        neighbour = attention.neighbours[step]
+        asked, read = attention.frames[step], attention.frames[neighbour]
+        now, then = _toned(frames[asked]), _toned(frames[read])
+        height, width = frames.shape[1:3]
+        panel = (self.WIDTH - 2 * self.MARGIN - self.GAP) / 2
+        across = max(3, len(queries))
+        detail = (self.WIDTH - 2 * self.MARGIN - self.GAP * (across - 1)) / across
+        top = 122.0
+        below = top + panel * height / width + 60
+        size = (self.WIDTH * _SCALE, round((below + detail + 64) * _SCALE))
+        self.image = Image.new("RGB", size, _PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+
+        left, right = float(self.MARGIN), self.MARGIN + panel + self.GAP
+        rows, columns = attention.queries.shape[1:]
+        self.text((left, 20), "Where the attention looked", 30)
+        self.text(
+            (left, 60),
+            f"{attention.layer}: step {step} attends to step {neighbour}, feature map {rows} x {columns}, "
+            f"one pixel of it every {attention.spacing[0]:.3g} pixels of the video",
+            17,
+            _GREY,
+        )
+        self.text((left, top - 28), f"frame {asked}: the pixels that ask", 19)
+        self.text((right, top - 28), f"frame {read}: where they look", 19)
+        whole = (0.0, 0.0, float(width), float(height))
+        ask, look = _View(whole, (left, top), panel), _View(whole, (right, top), panel)
+        self.show(now, ask)
+        self.show(then, look)
+        for number, query in enumerate(queries):
+            colour = _COLOURS[number]
+            self.cross(ask.place(attention.queries[:, query[0], query[1]]), 11, colour)
+            self.chip(ask.place(attention.queries[:, query[0], query[1]]), (16, -34), number)
+            self.taps(look, query, colour, 9)
+            corner = (left + number * (detail + self.GAP), below)
+            close = _View(self.surroundings(query, width, height), corner, detail)
+            self.show(then, close)
+            self.grid(close, query)
+            self.taps(close, query, colour, 22)
+            self.chip(corner, (0, -34), number)
+            grid, taps, _ = self.of(query)
+            moved = (taps - grid).norm(dim=1).mean()
+            self.text((corner[0] + 36, corner[1] - 30), f"taps moved {moved:.1f} px on average", 17)
+        self.legend(below + detail + 20)
+
+    def save(self, path: Path) -> None:
+        """Reduce the canvas to its size, which smooths it, and write it."""
+        self.image.reduce(_SCALE).save(path)
+
+    def of(self, query: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Grid `(k², 2)`, taps `(k², 2)` and weights `(k²,)` of a query, the largest weight scaled to 1."""
+        y, x = query
+        weights = self.attention.weights[:, self.step, y, x]
+        grid, taps = self.attention.grid[:, :, y, x], self.attention.taps[:, :, self.step, y, x]
+        return grid, taps, weights / weights.abs().max().clamp_min(1e-12)
+
+    def surroundings(
+        self, query: tuple[int, int], width: int, height: int
+    ) -> tuple[float, float, float, float]:
+        """The square of the frame that holds a query's taps, with some room."""
+        grid, taps, _ = self.of(query)
+        points = torch.cat([grid, taps]) + 0.5
+        low, high = points.amin(0), points.amax(0)
+        side = float((high - low).max()) * 1.3
+        middle = (low + high) / 2
+        x, y = float(middle[1]) - side / 2, float(middle[0]) - side / 2
+        return x, y, x + side, y + side
+
+    def show(self, image: Image.Image, view: _View) -> None:
+        """Put the part of a frame that a view shows on the canvas; outside the frame it stays grey."""
+        left, top, right, bottom = view.box
+        size = (view.size[0] * _SCALE, view.size[1] * _SCALE)
+        zoom = (right - left) / size[0]
+        part = image.transform(
+            size,
+            Image.Transform.AFFINE,
+            (zoom, 0, left, 0, zoom, top),
+            Image.Resampling.BICUBIC,
+            fillcolor=(200, 200, 200),
+        )
+        self.image.paste(part, (round(view.corner[0] * _SCALE), round(view.corner[1] * _SCALE)))
+
+    def grid(self, view: _View, query: tuple[int, int]) -> None:
+        """Where the taps would be without offsets, and a line from there to where they are."""
+        grid, taps, _ = self.of(query)
+        for start, end in zip(grid, taps, strict=True):
+            self.line(view.place(start), view.place(end), _INK, 3.5)
+            self.line(view.place(start), view.place(end), _PAPER, 1.5)
+        for start in grid:
+            x, y = view.place(start)
+            self.box((x - 4.5, y - 4.5, x + 4.5, y + 4.5), _PAPER, _INK, 1.5)
+
+    def taps(self, view: _View, query: tuple[int, int], colour: tuple[int, int, int], radius: float) -> None:
+        """A disc for each tap, its area the weight; a ring if that is negative; large ones first."""
+        _, taps, weights = self.of(query)
+        for tap in weights.abs().argsort(descending=True).tolist():
+            size = max(radius * float(weights[tap].abs()) ** 0.5, 2.0)
+            x, y = view.place(taps[tap])
+            box = (x - size, y - size, x + size, y + size)
+            if weights[tap] < 0:
+                self.ring(box, None, _INK, 4.5)
+                self.ring((box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1), None, colour, 2.5)
+            else:
+                self.ring(box, colour, _INK, 1.5)
+
+    def legend(self, y: float) -> None:
+        """What the marks mean, in one line."""
+        x = float(self.MARGIN)
+        self.cross((x + 9, y + 11), 8, _PAPER)
+        x = self.text((x + 26, y), "a pixel that asks", 17) + 34
+        self.ring((x, y + 2, x + 18, y + 20), _PAPER, _INK, 1.5)
+        x = self.text((x + 26, y), "a tap: its area is its weight (ring: negative)", 17) + 34
+        self.box((x, y + 6, x + 9, y + 15), _PAPER, _INK, 1.5)
+        self.text((x + 18, y), "the same tap without its offset", 17)
+
+    def chip(self, anchor: tuple[float, float], shift: tuple[float, float], number: int) -> None:
+        """A query's letter on its colour."""
+        x, y = anchor[0] + shift[0], anchor[1] + shift[1]
+        self.box((x, y, x + 27, y + 27), _COLOURS[number], _INK, 1.5)
+        self.draw.text(
+            ((x + 13.5) * _SCALE, (y + 13.5) * _SCALE), chr(65 + number), _INK, _font(19), anchor="mm"
+        )
+
+    def cross(self, at: tuple[float, float], reach: float, colour: tuple[int, int, int]) -> None:
+        x, y = at
+        for ink, width, more in ((_INK, 7.0, 1.5), (colour, 4.0, 0.0)):
+            self.line((x - reach - more, y), (x + reach + more, y), ink, width)
+            self.line((x, y - reach - more), (x, y + reach + more), ink, width)
+
+    def line(
+        self, start: tuple[float, float], end: tuple[float, float], colour: tuple[int, int, int], width: float
+    ) -> None:
+        points = [value * _SCALE for value in (*start, *end)]
+        self.draw.line(points, colour, round(width * _SCALE))
+
+    def box(self, box: tuple[float, float, float, float], fill: Any, edge: Any, width: float) -> None:
+        self.draw.rectangle([value * _SCALE for value in box], fill, edge, round(width * _SCALE))
+
+    def ring(self, box: tuple[float, float, float, float], fill: Any, edge: Any, width: float) -> None:
+        self.draw.ellipse([value * _SCALE for value in box], fill, edge, round(width * _SCALE))
+
+    def text(
+        self, at: tuple[float, float], words: str, size: float, colour: tuple[int, int, int] = _INK
+    ) -> float:
+        """Write words, their top left at `at`; returns where they end."""
+        self.draw.text((at[0] * _SCALE, at[1] * _SCALE), words, colour, _font(size))
+        return at[0] + self.draw.textlength(words, _font(size)) / _SCALE
+
+
+def _font(size: float) -> Any:
+    return ImageFont.load_default(size * _SCALE)
+
+
+def _toned(frame: Tensor) -> Image.Image:
+    """A frame with less colour and contrast, so that the marks on it stand out."""
+    image = Image.fromarray(frame.cpu().numpy())
+    muted = Image.blend(image, image.convert("L").convert("RGB"), 0.5)
+    return Image.blend(muted, Image.new("RGB", image.size, _PAPER), 0.25)

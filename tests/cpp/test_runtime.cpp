@@ -1,0 +1,397 @@
+// The C++ runtime on models and videos that tests/python/make_runtime_data.py made: good ones, and every bad one.
+//
+// The environment names the data: SIFA_TEST_DATA (that script's folder) and SIFA_TEST_GOLDEN (tests/data).
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "sifa/classifier.h"
+#include "sifa/sampling.h"
+
+namespace {
+
+using sifa::Classifier;
+using sifa::Error;
+using sifa::ErrorCode;
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  if (value == nullptr) throw std::runtime_error(std::string("set ") + name);
+  return value;
+}
+
+std::string data(const std::string& name) { return environment("SIFA_TEST_DATA") + "/" + name; }
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << file.rdbuf();
+  return bytes.str();
+}
+
+// A file of the test's own, removed with this object.
+class ScratchFile {
+ public:
+  ScratchFile() : path_(testing::TempDir() + "/sifa_" + std::to_string(std::random_device{}()) + ".pt") {}
+  ~ScratchFile() { std::filesystem::remove(path_); }
+  ScratchFile(const ScratchFile&) = delete;
+  ScratchFile& operator=(const ScratchFile&) = delete;
+  const std::string& path() const { return path_; }
+  void write(const std::string& bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
+
+ private:
+  std::string path_;
+};
+
+// `pattern` of make_runtime_data.py: clips one after the other, clip i with seed i.
+std::vector<std::uint8_t> pattern(int clips, int frames, int height, int width, int first_frame = 0, int stride = 1) {
+  std::vector<std::uint8_t> values;
+  for (int seed = 0; seed < clips; ++seed) {
+    for (int i = 0; i < frames; ++i) {
+      const int t = first_frame + i * stride;
+      for (int y = 0; y < height; ++y) {
+        for (int x = 0; x < width; ++x) {
+          for (int c = 0; c < 3; ++c) {
+            values.push_back((37 * t + 5 * y + 11 * x + 83 * c + t * x + (x * y >> 2) + 101 * seed) & 255);
+          }
+        }
+      }
+    }
+  }
+  return values;
+}
+
+// What `function` throws: its code, and a message of one line.
+template <typename Function>
+ErrorCode code_of(Function function, std::string* message = nullptr) {
+  try {
+    function();
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    EXPECT_EQ(what.find('\n'), std::string::npos) << what;
+    EXPECT_LT(what.size(), 1000u) << what;
+    if (message != nullptr) *message = what;
+    return error.code();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return ErrorCode::kOther;
+}
+
+void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance) {
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) EXPECT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
+}
+
+constexpr int kFrames = 4;
+constexpr int kHeight = 23;
+constexpr int kWidth = 31;
+
+sifa::Frames frames_of(const std::vector<std::uint8_t>& values, int clips = 1) {
+  return {values.data(), clips, kFrames, kHeight, kWidth};
+}
+
+// First in the file, so that the operator library is loaded by threads that compete for it: twice would crash.
+TEST(Concurrency, InstancesOfSeveralThreads) {
+  const std::vector<std::uint8_t> values = pattern(3, kFrames, kHeight, kWidth);
+  std::vector<std::vector<float>> results(4);
+  std::vector<std::thread> threads;
+  for (std::vector<float>& result : results) {
+    threads.emplace_back([&] {
+      const Classifier classifier(data("model.pt"));
+      for (int i = 0; i < 5; ++i) result = classifier.classify(frames_of(values, 3));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const std::vector<float> expected = Classifier(data("model.pt")).classify(frames_of(values, 3));
+  for (const std::vector<float>& result : results) expect_near(result, expected, 1e-6);
+}
+
+TEST(Concurrency, OneInstanceIsSerialised) {
+  const Classifier classifier(data("model.pt"));
+  const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
+  const std::vector<float> expected = classifier.classify(frames_of(values));
+  std::vector<std::thread> threads;
+  std::atomic<int> equal{0};
+  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { equal += classifier.classify(frames_of(values)) == expected; });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(equal, 4);
+}
+
+TEST(Sampling, GoldenTable) {
+  const auto table = nlohmann::json::parse(contents(environment("SIFA_TEST_GOLDEN") + "/frame_indices.json"));
+  ASSERT_GT(table.size(), 20u);
+  for (const auto& row : table) {
+    EXPECT_EQ(sifa::frame_indices(row["total"], row["num_frames"], row["frame_stride"]),
+              row["indices"].get<std::vector<std::int64_t>>())
+        << row.dump();
+  }
+}
+
+TEST(Sampling, DoesNotOverflow) {
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+  EXPECT_EQ(sifa::frame_indices(kMax, 3, kMax), (std::vector<std::int64_t>{0, kMax / 3, kMax / 3 * 2}));
+  EXPECT_EQ(sifa::frame_indices(kMax, 1, kMax), std::vector<std::int64_t>{kMax / 2});
+}
+
+TEST(Sampling, RefusesWhatIsBelowOne) {
+  std::string message;
+  EXPECT_EQ(code_of([] { sifa::frame_indices(0, 1); }, &message), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(message, "frame_indices: total must be at least 1, got 0");
+  EXPECT_EQ(code_of([] { sifa::frame_indices(1, -1); }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of([] { sifa::frame_indices(1, 1, 0); }), ErrorCode::kInvalidArgument);
+}
+
+TEST(Metadata, OfAGoodModel) {
+  const sifa::Metadata metadata = sifa::read_metadata(data("model.pt"));
+  EXPECT_EQ(metadata.schema_version, 1);
+  EXPECT_EQ(metadata.kind, "clip");
+  EXPECT_EQ(metadata.format, "torchscript");
+  EXPECT_EQ(metadata.model, "small");
+  EXPECT_EQ(metadata.labels, (std::vector<std::string>{"still", "left", "right"}));
+  EXPECT_EQ(metadata.num_frames, kFrames);
+  EXPECT_EQ(metadata.frame_stride, 2);
+  EXPECT_EQ(metadata.sampling, "center");
+  EXPECT_EQ(metadata.input_size, (std::array<std::int64_t, 2>{16, 16}));
+  EXPECT_EQ(metadata.precision, "float32");
+  EXPECT_EQ(metadata.reference_probabilities.size(), 3u);
+  EXPECT_EQ(metadata.reference_tolerance, 1e-3);
+  EXPECT_EQ(nlohmann::json::parse(metadata.json)["model"]["config"]["channels"], 8);
+}
+
+// The graph of no_code.pt cannot be loaded, so whoever reads its metadata has not tried.
+TEST(Metadata, IsReadWithoutTheGraph) {
+  EXPECT_EQ(sifa::read_metadata(data("no_code.pt")).model, "small");
+  EXPECT_EQ(code_of([] { Classifier(data("no_code.pt")); }), ErrorCode::kDamagedModel);
+}
+
+struct BadModel {
+  const char* file;
+  ErrorCode code;
+  const char* message;
+};
+
+class Refused : public testing::TestWithParam<BadModel> {};
+
+TEST_P(Refused, ByNameWithItsCode) {
+  std::string message;
+  EXPECT_EQ(code_of([] { Classifier classifier(data(GetParam().file)); }, &message), GetParam().code);
+  EXPECT_NE(message.find(GetParam().message), std::string::npos) << message;
+  EXPECT_NE(message.find(GetParam().file), std::string::npos) << message;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, Refused,
+    testing::Values(
+        BadModel{"nothing.pt", ErrorCode::kFileNotFound, "model file not found"},
+        BadModel{".", ErrorCode::kNotAModel, "not a regular file"},
+        BadModel{"text.pt", ErrorCode::kNotAModel, "not a zip archive"},
+        BadModel{"clip.mp4", ErrorCode::kNotAModel, "not a zip archive"},
+        BadModel{"foreign.zip", ErrorCode::kNotAModel, "not laid out as torch does"},
+        BadModel{"no_metadata.pt", ErrorCode::kNotAModel, "no entry extra/sifa.json"},
+        BadModel{"not_json.pt", ErrorCode::kNotAModel, "not a JSON object"},
+        BadModel{"no_schema_version.pt", ErrorCode::kNotAModel, "schema_version must be an integer, got nothing"},
+        BadModel{"no_labels.pt", ErrorCode::kNotAModel, "labels must be a list of at least one string"},
+        BadModel{"few_labels.pt", ErrorCode::kNotAModel, "reference.probabilities must be a list of 2 numbers"},
+        BadModel{"no_frames.pt", ErrorCode::kNotAModel, "num_frames must be an integer from 1"},
+        BadModel{"absurd_frames.pt", ErrorCode::kNotAModel, "num_frames must be an integer from 1"},
+        BadModel{"absurd_size.pt", ErrorCode::kNotAModel, "at most 1 GiB"},
+        BadModel{"empty.pt", ErrorCode::kDamagedModel, "damaged or truncated"},
+        BadModel{"no_code.pt", ErrorCode::kDamagedModel, "not loadable by"},
+        BadModel{"schema_version.pt", ErrorCode::kUnsupportedSchema, "schema version 2"},
+        BadModel{"streaming.pt", ErrorCode::kUnsupportedSchema, "kind \"streaming\""},
+        BadModel{"format.pt", ErrorCode::kUnsupportedSchema, "format \"aoti\""},
+        BadModel{"operator.pt", ErrorCode::kOperatorLibrary, "needs another operator library"},
+        BadModel{"lying_labels.pt", ErrorCode::kReferenceMismatch, "3 outputs but 2 labels"},
+        BadModel{"reference.pt", ErrorCode::kReferenceMismatch, "on the reference input"}));
+
+TEST(Damage, TruncatedAtEveryLength) {
+  const std::string good = contents(data("model.pt"));
+  const ScratchFile file;
+  for (std::size_t size = 0; size < good.size(); size += size < 64 || size + 64 > good.size() ? 1 : 13) {
+    file.write(good.substr(0, size));
+    EXPECT_EQ(code_of([&] { sifa::read_metadata(file.path()); }), ErrorCode::kDamagedModel) << size;
+    if (size % 8 == 0) EXPECT_EQ(code_of([&] { Classifier(file.path()); }), ErrorCode::kDamagedModel) << size;
+  }
+}
+
+// A changed byte is either refused or, where it means nothing (a date, padding), changes nothing.
+TEST(Damage, ChangedBytes) {
+  const std::string good = contents(data("model.pt"));
+  const std::string json = sifa::read_metadata(data("model.pt")).json;
+  const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
+  const std::vector<float> expected = Classifier(data("model.pt")).classify(frames_of(values));
+  const ScratchFile file;
+  std::mt19937 random(0);
+  int refused = 0;
+  constexpr int kTrials = 600;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    std::string bytes = good;
+    const std::size_t at = random() % bytes.size();
+    bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8));
+    file.write(bytes);
+    try {
+      const Classifier classifier(file.path());
+      EXPECT_EQ(classifier.metadata().json, json) << "byte " << at;
+      EXPECT_EQ(classifier.classify(frames_of(values)), expected) << "byte " << at;
+    } catch (const Error& error) {
+      ++refused;
+      EXPECT_TRUE(error.code() == ErrorCode::kDamagedModel || error.code() == ErrorCode::kNotAModel)
+          << "byte " << at << ": " << error.what();
+    }
+  }
+  EXPECT_GT(refused, kTrials / 2);
+}
+
+// Garbage behind a zip's first bytes: every number in its records is one that the reader has to survive.
+TEST(Damage, RandomBytes) {
+  const std::string good = contents(data("model.pt"));
+  const ScratchFile file;
+  std::mt19937 random(1);
+  for (int trial = 0; trial < 2000; ++trial) {
+    std::string bytes = good;
+    const std::size_t directory = bytes.rfind("PK\x01\x02");
+    for (int i = 0; i < 6; ++i) bytes[directory + random() % (bytes.size() - directory)] = static_cast<char>(random());
+    file.write(bytes);
+    try {
+      sifa::read_metadata(file.path());
+    } catch (const Error& error) {
+      EXPECT_TRUE(error.code() == ErrorCode::kDamagedModel || error.code() == ErrorCode::kNotAModel) << error.what();
+    }
+  }
+}
+
+TEST(Classify, AgreesWithPython) {
+  const Classifier classifier(data("model.pt"));
+  const auto table = nlohmann::json::parse(contents(data("expected.json")));
+  std::vector<float> expected;
+  for (const auto& row : table) {
+    for (const auto& probability : row) expected.push_back(probability);
+  }
+  const std::vector<std::uint8_t> values = pattern(3, kFrames, kHeight, kWidth);
+  expect_near(classifier.classify(frames_of(values, 3)), expected, 1e-5);
+  expect_near(classifier.classify(frames_of(values, 1)), {expected[0], expected[1], expected[2]}, 1e-5);
+}
+
+TEST(Classify, MovedInstance) {
+  Classifier first(data("model.pt"));
+  const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
+  const std::vector<float> expected = first.classify(frames_of(values));
+  Classifier second(std::move(first));
+  EXPECT_EQ(second.classify(frames_of(values)), expected);
+  first = std::move(second);
+  EXPECT_EQ(first.classify(frames_of(values)), expected);
+}
+
+TEST(Classify, RefusesFrames) {
+  const Classifier classifier(data("model.pt"));
+  const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
+  const std::uint8_t* bytes = values.data();
+  for (const auto& [frames, part] : std::vector<std::pair<sifa::Frames, std::string>>{
+           {{nullptr, 1, kFrames, kHeight, kWidth}, "there is no data"},
+           {{bytes, 0, kFrames, kHeight, kWidth}, "got 0 clips"},
+           {{bytes, 1, 3, kHeight, kWidth}, "got 3 frames"},
+           {{bytes, 1, kFrames, 0, kWidth}, "got frames of 0 x 31"},
+           {{bytes, 1, kFrames, kHeight, -1}, "got frames of 23 x -1"}}) {
+    std::string message;
+    EXPECT_EQ(code_of([&, given = frames] { classifier.classify(given); }, &message), ErrorCode::kInvalidArgument);
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+    EXPECT_NE(message.find("4 frames, height, width, 3"), std::string::npos) << message;
+  }
+}
+
+TEST(Classify, RefusesDevices) {
+  for (const char* device : {"", "gpu", "cpu:x", "cpu:1", "cuda:-2", "cuda:99", "mps", "meta"}) {
+    std::string message;
+    EXPECT_EQ(code_of([&] { Classifier(data("model.pt"), {device, 0}); }, &message), ErrorCode::kDeviceUnavailable)
+        << device;
+    EXPECT_NE(message.find(device), std::string::npos) << message;
+  }
+  EXPECT_EQ(code_of([] { Classifier(data("model.pt"), {"cpu", -1}); }), ErrorCode::kInvalidArgument);
+}
+
+#if SIFA_TEST_VIDEO
+
+void expect_frames(const std::string& name, const std::vector<std::int64_t>& indices, std::int64_t total) {
+  const sifa::Video video = sifa::read_video(data(name), static_cast<std::int64_t>(indices.size()), 2);
+  EXPECT_EQ(video.total_frames, total) << name;
+  EXPECT_EQ(video.indices, indices) << name;
+  ASSERT_EQ(video.height, 20) << name;
+  ASSERT_EQ(video.width, 30) << name;
+  std::vector<std::uint8_t> expected;
+  for (const std::int64_t index : indices) {
+    const std::vector<std::uint8_t> frame = pattern(1, 1, 20, 30, static_cast<int>(index));
+    expected.insert(expected.end(), frame.begin(), frame.end());
+  }
+  EXPECT_EQ(video.frames, expected) << name;
+}
+
+TEST(Video, LosslessFramesAreExact) {
+  for (const char* name : {"clip.mkv", "clip.mp4", "clip.avi"}) expect_frames(name, {2, 4, 6, 8}, 11);
+}
+
+TEST(Video, ShorterThanTheClipRepeatsFrames) {
+  expect_frames("short.mkv", {0, 0, 1, 1}, 2);
+  expect_frames("single.mkv", {0, 0, 0, 0}, 1);
+}
+
+// The container says 1000 frames.
+TEST(Video, IsCountedWhereTheContainerLies) { expect_frames("lying.avi", {2, 4, 6, 8}, 11); }
+
+TEST(Video, IsTurnedUpright) {
+  const std::vector<std::uint8_t> frame = pattern(1, 1, 20, 30, 5);  // the middle one of 11
+  const auto pixel = [&](int y, int x) {
+    const std::uint8_t* rgb = &frame[static_cast<std::size_t>((y * 30 + x) * 3)];
+    return std::array<int, 3>{rgb[0], rgb[1], rgb[2]};
+  };
+  // The top left pixel of the coded frame, and where it is after turning clockwise.
+  for (const auto& [name, height, y, x] :
+       {std::tuple{"rotated_90.mp4", 30, 0, 19}, {"rotated_180.mp4", 20, 19, 29}, {"rotated_270.mp4", 30, 29, 0}}) {
+    const sifa::Video video = sifa::read_video(data(name), 1);
+    ASSERT_EQ(video.height, height) << name;
+    ASSERT_EQ(video.width, 50 - height) << name;
+    const std::uint8_t* rgb = &video.frames[static_cast<std::size_t>((y * video.width + x) * 3)];
+    EXPECT_EQ((std::array<int, 3>{rgb[0], rgb[1], rgb[2]}), pixel(0, 0)) << name;
+  }
+}
+
+TEST(Video, ClassifiedLikeItsFrames) {
+  const Classifier classifier(data("model.pt"));
+  const sifa::VideoPrediction prediction = classifier.classify(data("clip.mkv"));
+  EXPECT_EQ(prediction.total_frames, 11);
+  EXPECT_EQ(prediction.indices, (std::vector<std::int64_t>{2, 4, 6, 8}));
+  EXPECT_GT(prediction.decode_ms, 0.0);
+  EXPECT_GT(prediction.model_ms, 0.0);
+  const std::vector<std::uint8_t> frames = pattern(1, 4, 20, 30, 2, 2);
+  EXPECT_EQ(prediction.probabilities, classifier.classify({frames.data(), 1, 4, 20, 30}));
+}
+
+TEST(Video, Refused) {
+  const Classifier classifier(data("model.pt"));
+  EXPECT_EQ(code_of([&] { classifier.classify(data("nothing.mp4")); }), ErrorCode::kFileNotFound);
+  for (const char* name : {"text.mp4", "truncated.mp4", "model.pt", "."}) {
+    EXPECT_EQ(code_of([&] { classifier.classify(data(name)); }), ErrorCode::kVideoCannotBeOpened) << name;
+  }
+  EXPECT_EQ(code_of([&] { classifier.classify(data("no_frames.avi")); }), ErrorCode::kVideoHasNoFrames);
+  EXPECT_EQ(code_of([&] { sifa::read_video(data("clip.mkv"), 0); }), ErrorCode::kInvalidArgument);
+}
+
+#else
+
+TEST(Video, BuildWithoutItSaysSo) {
+  const Classifier classifier(data("model.pt"));
+  std::string message;
+  EXPECT_EQ(code_of([&] { classifier.classify(data("clip.mkv")); }, &message), ErrorCode::kVideoCannotBeOpened);
+  EXPECT_NE(message.find("SIFA_VIDEO=OFF"), std::string::npos) << message;
+}
+
+#endif
+
+}  // namespace

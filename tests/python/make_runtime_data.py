@@ -1,0 +1,170 @@
+"""Makes the models and videos that the tests of the C++ runtime read: good ones, and one for every way to be bad.
+
+Imported by the Python tests, and run by CTest before the C++ ones: `python make_runtime_data.py FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import sifa
+from sifa.artifact import export_torchscript
+from sifa.data.motion import write_video
+
+NUM_FRAMES = 4
+LABELS = ["still", "left", "right"]
+
+
+class SmallModel(nn.Module):
+    """The smallest classifier with the operator in it; its offsets are several pixels long."""
+
+    name = "small"
+    num_classes = len(LABELS)
+    num_frames = NUM_FRAMES
+    frame_stride = 2
+    input_size = (16, 16)
+    crop_fraction = 1.0
+    mean = (0.5, 0.5, 0.5)
+    std = (0.25, 0.25, 0.25)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, int] = {"channels": 8}
+        self.labels = list(LABELS)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv_offset = nn.Conv2d(8, 18, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, self.num_classes)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(0, 0.5, generator=generator)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        n, c, t, h, w = clip.shape
+        features = torch.tanh(self.stem(clip.transpose(1, 2).reshape(n * t, c, h, w)))
+        offset = self.conv_offset(features).view(n, t, -1, h, w).transpose(1, 2)
+        query = features.view(n, t, -1, h, w).transpose(1, 2)
+        attended = sifa.inter_frame_attention(query, query, offset)
+        return self.head(attended.abs().mean((2, 3, 4)))
+
+
+def pattern(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Frames, uint8 (F, H, W, 3), that differ from each other everywhere: the same integers in C++ and Python."""
+    t, y, x, c = np.indices((frames, height, width, 3))
+    return ((37 * t + 5 * y + 11 * x + 83 * c + t * x + (x * y >> 2) + 101 * seed) & 255).astype(np.uint8)
+
+
+def rewrite(source: Path, target: Path, edit: Callable[[str, bytes], bytes | None]) -> Path:
+    """Copies a zip archive entry by entry; `edit(name, content)` gives the new content, None to leave it out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            content = edit(entry.filename, old.read(entry))
+            if content is not None:
+                new.writestr(entry.filename, content, entry.compress_type)
+    return target
+
+
+def with_metadata(source: Path, target: Path, **changes: object) -> Path:
+    """A copy of a model with other metadata; a value of `...` removes the field. `a__b` is field b of object a."""
+
+    def edit(name: str, content: bytes) -> bytes:
+        if not name.endswith("/extra/sifa.json"):
+            return content
+        metadata = json.loads(content)
+        for path, value in changes.items():
+            *parents, field = path.split("__")
+            where = metadata
+            for parent in parents:
+                where = where[parent]
+            if value is ...:
+                del where[field]
+            else:
+                where[field] = value
+        return json.dumps(metadata).encode()
+
+    return rewrite(source, target, edit)
+
+
+def make_models(folder: Path) -> Path:
+    """Writes the good model, `model.pt`, and the bad ones; returns the good one."""
+    good = folder / "model.pt"
+    metadata = export_torchscript(SmallModel().eval(), good)
+    probabilities = metadata["reference"]["probabilities"]
+    with_metadata(good, folder / "schema_version.pt", schema_version=2)
+    with_metadata(good, folder / "no_schema_version.pt", schema_version=...)
+    with_metadata(good, folder / "streaming.pt", kind="streaming")
+    with_metadata(good, folder / "format.pt", format="aoti")
+    with_metadata(good, folder / "no_labels.pt", labels=...)
+    with_metadata(good, folder / "few_labels.pt", labels=LABELS[:2])
+    # Consistent in itself, so that only running the graph shows the lie.
+    with_metadata(
+        good, folder / "lying_labels.pt", labels=LABELS[:2], reference__probabilities=probabilities[:2]
+    )
+    with_metadata(good, folder / "reference.pt", reference__probabilities=probabilities[::-1])
+    with_metadata(good, folder / "no_frames.pt", num_frames=0)
+    with_metadata(good, folder / "absurd_frames.pt", num_frames=2**63)
+    with_metadata(good, folder / "absurd_size.pt", input_size=[16384, 16384], num_frames=16384)
+    with_metadata(
+        good, folder / "operator.pt", operator_schema="sifa::inter_frame_attention(Tensor query) -> Tensor"
+    )
+    metadata_entry = "/extra/sifa.json"
+    rewrite(good, folder / "no_metadata.pt", lambda name, data: None if name.endswith(metadata_entry) else data)
+    rewrite(good, folder / "not_json.pt", lambda name, data: b"[1, 2" if name.endswith(metadata_entry) else data)
+    rewrite(good, folder / "no_code.pt", lambda name, data: b"}{" if name.endswith(".py") else data)
+    with zipfile.ZipFile(folder / "foreign.zip", "w") as archive:
+        archive.writestr("readme.txt", "not a model")
+    (folder / "text.pt").write_text("not a model either\n")
+    (folder / "empty.pt").write_bytes(b"")
+    return good
+
+
+def make_videos(folder: Path) -> None:
+    """Writes lossless videos of `pattern`, and the bad ones."""
+    frames = torch.from_numpy(pattern(11, 20, 30))
+    write_video(folder / "clip.mkv", frames, lossless=True)
+    write_video(folder / "clip.mp4", frames, lossless=True)
+    write_video(folder / "clip.avi", frames, lossless=True)
+    write_video(folder / "short.mkv", frames[:2], lossless=True)
+    write_video(folder / "single.mkv", frames[:1], lossless=True)
+    for degrees in (90, 180, 270):
+        _rotate(folder / "clip.mp4", folder / f"rotated_{degrees}.mp4", degrees)
+    avi = (folder / "clip.avi").read_bytes()
+    movie = avi.index(b"movi")
+    (folder / "no_frames.avi").write_bytes(avi[: movie + 4])
+    # A container that claims more frames than it has: its index is cut away, and its header counts 1000.
+    header = bytearray(avi[: avi.rindex(b"idx1")])
+    length = header.index(b"strh") + 8 + 32
+    header[length : length + 4] = struct.pack("<I", 1000)
+    (folder / "lying.avi").write_bytes(header)
+    (folder / "truncated.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:200])
+    (folder / "text.mp4").write_text("not a video\n")
+
+
+def _rotate(source: Path, target: Path, degrees: int) -> None:
+    """Copies an MP4 and gives its track a matrix that turns the picture clockwise (ISO/IEC 14496-12, tkhd)."""
+    a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    content = bytearray(source.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40  # behind version, times, ids, duration, layer, volume
+    content[matrix : matrix + 36] = struct.pack(
+        ">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30
+    )
+    target.write_bytes(content)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    root.mkdir(parents=True, exist_ok=True)
+    model = torch.jit.load(str(make_models(root)))
+    make_videos(root)
+    clips = torch.stack([torch.from_numpy(pattern(NUM_FRAMES, 23, 31, seed)) for seed in range(3)])
+    (root / "expected.json").write_text(json.dumps(model(clips).tolist()))

@@ -1,0 +1,260 @@
+"""The artifact: what is in the file, that it computes what the model does, and every reason to refuse one."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import sifa
+import torch
+from lively import lively_model, moving_blocks
+from sifa.artifact import (
+    ArtifactError,
+    FrameClassifier,
+    export_torchscript,
+    load_artifact,
+    read_metadata,
+    reference_frames,
+)
+
+CLASSES = 5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lively_model(num_classes=CLASSES, num_frames=8)
+
+
+@pytest.fixture(scope="module")
+def path(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artifact") / "tiny.pt"
+    export_torchscript(model, path)
+    return path
+
+
+@pytest.fixture
+def rewritten(path, tmp_path):
+    """Writes the artifact again with other metadata (a function of the old) or without its entry."""
+
+    def rewrite(change):
+        result = tmp_path / "changed.pt"
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(result, "w") as target:
+            for entry in source.infolist():
+                content = source.read(entry)
+                if entry.filename.endswith("sifa.json"):
+                    metadata = change(json.loads(content))
+                    if metadata is None:
+                        continue
+                    content = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
+                target.writestr(entry, content)
+        return result
+
+    return rewrite
+
+
+def with_field(**fields):
+    return lambda metadata: {**metadata, **fields}
+
+
+def test_reference_frames_are_the_documented_integers():
+    frames = reference_frames(3, (5, 4))
+    assert frames.shape == (1, 3, 22, 44, 3)
+    assert frames.dtype == torch.uint8
+    for t, y, x, c in [(0, 0, 0, 0), (2, 21, 43, 2), (1, 7, 30, 1), (2, 0, 43, 0)]:
+        assert frames[0, t, y, x, c] == (17 * t * x + 7 * y + 13 * x + 31 * t + 61 * c + ((x * y) >> 3)) % 256
+
+
+def test_metadata(model, path):
+    metadata = read_metadata(path)
+    assert metadata["schema_version"] == 1
+    assert metadata["kind"] == "clip"
+    assert metadata["format"] == "torchscript"
+    assert metadata["sampling"] == "center"
+    assert metadata["precision"] == "float32"
+    assert metadata["model"] == {"name": "sifa_tiny", "config": model.config}
+    assert metadata["labels"] == model.labels
+    assert metadata["num_frames"] == 8
+    assert metadata["frame_stride"] == model.frame_stride
+    assert metadata["input_size"] == [112, 112]
+    assert metadata["torch_version"] == torch.__version__
+    assert metadata["sifa_version"] == sifa.__version__
+    assert metadata["operator_schema"].startswith("sifa::inter_frame_attention(Tensor query, Tensor memory")
+    assert metadata["reference"]["shape"] == [1, 8, 129, 152, 3]
+    assert sum(metadata["reference"]["probabilities"]) == pytest.approx(1, abs=1e-5)
+    rebuilt = sifa.create_model(metadata["model"]["name"], **metadata["model"]["config"])
+    assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+
+def test_computes_what_the_model_computes(model, path):
+    artifact = load_artifact(path)
+    frames = moving_blocks(8, count=3)[:, :, :90]
+    with torch.no_grad():
+        expected = FrameClassifier(model)(frames)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(artifact(frames), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(artifact(frames.numpy()), expected, rtol=0, atol=1e-5)
+    assert artifact.labels == model.labels
+    assert (artifact.num_frames, artifact.frame_stride) == (8, model.frame_stride)
+
+
+def test_export_leaves_the_model_as_it_was(model, tmp_path):
+    model.train()
+    model.backbone.bn1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        export_torchscript(model, tmp_path / "model.pt")
+        assert model.training
+        assert not model.backbone.bn1.training
+    finally:
+        model.eval()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_two_processes_write_the_same_bytes_under_any_name(tmp_path):
+    code = "import sys; from sifa.cli import main; main(sys.argv[1:])"
+    digests = set()
+    for name in ("one.pt", "two.bin"):
+        arguments = ["export", "sifa_tiny", "--random-weights", "-o", str(tmp_path / name)]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
+        digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_file_tells_nothing_of_the_machine_that_wrote_it(path):
+    folders = {os.path.dirname(module.__file__).encode() for module in (sifa, torch)}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            assert not any(folder in content for folder in folders), name
+
+
+def test_nothing_is_written_when_export_fails(model, tmp_path):
+    labels, model.labels = model.labels, ["too", "few"]
+    try:
+        with pytest.raises(ValueError, match="5 outputs but 2 labels"):
+            export_torchscript(model, tmp_path / "model.pt")
+    finally:
+        model.labels = labels
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        export_torchscript(model, tmp_path / "nowhere" / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_field(schema_version=2), "has schema_version 2, sifa .* reads 1: export it again"),
+        (with_field(schema_version="1"), "no schema_version"),
+        (with_field(kind="stream"), "kind must be 'clip', got 'stream'"),
+        (with_field(format="pt2"), "format must be 'torchscript', got 'pt2'"),
+        (with_field(sampling="random"), "sampling must be 'center', got 'random'"),
+        (with_field(precision="int8"), "precision must be 'float32', got 'int8'"),
+        (with_field(labels=["a", "b"]), "labels has 2 names for 5 reference outputs"),
+        (with_field(labels=None), "labels must be a list, got None"),
+        (with_field(num_frames=0), "num_frames must be at least 1, got 0"),
+        (with_field(frame_stride="x"), "frame_stride must be a int, got 'x'"),
+        (with_field(input_size=[112]), "input_size must be two positive integers"),
+        (with_field(reference={}), "reference must hold"),
+        (
+            with_field(operator_schema="sifa::other()"),
+            "operator_schema must be 'sifa::inter_frame.* got 'sifa::other",
+        ),
+        (lambda metadata: None, "is not a SIFA artifact: it has no entry extra/sifa.json"),
+        (lambda metadata: [], "is not a SIFA artifact: its metadata has no schema_version"),
+        (lambda metadata: b"{", "damaged"),
+    ],
+)
+def test_metadata_is_refused_by_name(rewritten, change, message):
+    changed = rewritten(change)
+    with pytest.raises(ArtifactError, match=message):
+        read_metadata(changed)
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(changed)
+
+
+def test_another_reference_output_is_refused(rewritten):
+    def change(metadata):
+        metadata["reference"]["probabilities"][0] += 0.01
+        return metadata
+
+    changed = rewritten(change)
+    assert read_metadata(changed)["num_frames"] == 8
+    with pytest.raises(ArtifactError, match=r"reference output differs by 1\.0e-02 .* tolerance 1e-03"):
+        load_artifact(changed)
+
+
+def test_a_reference_output_that_is_not_a_number_is_refused(rewritten):
+    def change(metadata):
+        metadata["reference"]["probabilities"][0] = float("nan")
+        return metadata
+
+    with pytest.raises(ArtifactError, match="reference output differs by nan"):
+        load_artifact(rewritten(change))
+
+
+def test_labels_that_do_not_match_the_graph_are_refused(rewritten):
+    def change(metadata):
+        metadata["labels"].append("sixth")
+        metadata["reference"]["probabilities"].append(0.0)
+        return metadata
+
+    with pytest.raises(ArtifactError, match="labels has 6 names for 5 outputs"):
+        load_artifact(rewritten(change))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 1000, -1000, -1])
+def test_a_truncated_file_is_refused(path, tmp_path, keep):
+    (tmp_path / "short.pt").write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        ArtifactError, match=r"damaged or truncated|is not a SIFA artifact: it is no zip file"
+    ):
+        load_artifact(tmp_path / "short.pt")
+
+
+def test_a_flipped_bit_is_refused(path, tmp_path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(ArtifactError, match="damaged: the checksum of its entry .*constants"):
+        load_artifact(tmp_path / "flipped.pt")
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file .*missing.pt"):
+        load_artifact(tmp_path / "missing.pt")
+    (tmp_path / "text.pt").write_text("not a model")
+    with pytest.raises(ArtifactError, match="text.pt is not a SIFA artifact: it is no zip file"):
+        load_artifact(tmp_path / "text.pt")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+    with pytest.raises(ArtifactError, match="weights.pt is not a SIFA artifact: it has no entry"):
+        load_artifact(tmp_path / "weights.pt")
+
+
+def test_a_graph_that_torch_cannot_load_is_refused(path, tmp_path):
+    broken = tmp_path / "broken.pt"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(broken, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            target.writestr(entry, b"def forward(" if entry.filename.endswith(".py") else content)
+    with pytest.raises(ArtifactError, match=r"torch .* cannot load .*broken.pt, exported by torch"):
+        load_artifact(broken)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((8, 4, 4, 3), np.uint8),
+        np.zeros((1, 7, 4, 4, 3), np.uint8),
+        np.zeros((1, 8, 4, 4, 3), np.float32),
+        np.zeros((1, 8, 3, 4, 4), np.uint8),
+    ],
+)
+def test_frames_are_checked(path, frames):
+    with pytest.raises(
+        ValueError, match=r"frames must be uint8 \(N, 8, H, W, 3\), RGB last, got (uint8|float32) \("
+    ):
+        load_artifact(path)(frames)
