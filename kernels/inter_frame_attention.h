@@ -116,17 +116,16 @@ SIFA_HOST_DEVICE bool locate(Real position, int64_t size, AxisSample<Real>& samp
   const bool contributes = (position > Real(-1)) & (position < static_cast<Real>(size));
   const Real inside = contributes ? position : Real(0);
   const int32_t truncated = static_cast<int32_t>(inside);
-  const int32_t low = truncated - (static_cast<Real>(truncated) > inside ? 1 : 0);  // floor(inside)
-  const int32_t high = low + 1;
+  const int32_t low = truncated - (static_cast<Real>(truncated) > inside);  // floor(inside)
   const Real fraction = inside - static_cast<Real>(low);
-  const bool has_low = low >= 0;
-  const bool has_high = high < static_cast<int32_t>(size);
-  sample.low = has_low ? low : high;
-  sample.high = has_high ? high : low;
-  sample.weight_low = has_low ? Real(1) - fraction : Real(0);
-  sample.weight_high = has_high ? fraction : Real(0);
-  sample.slope_low = has_low ? Real(-1) : Real(0);
-  sample.slope_high = has_high ? Real(1) : Real(0);
+  const int32_t has_low = low >= 0;
+  const int32_t has_high = low + 1 < static_cast<int32_t>(size);
+  sample.low = low + 1 - has_low;
+  sample.high = low + has_high;
+  sample.slope_low = -static_cast<Real>(has_low);
+  sample.slope_high = static_cast<Real>(has_high);
+  sample.weight_low = static_cast<Real>(has_low) * (Real(1) - fraction);
+  sample.weight_high = static_cast<Real>(has_high) * fraction;
   return contributes;
 }
 

@@ -80,8 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
     Tensor grad_output, Tensor query, Tensor memory, Tensor offset, int64_t kernel_size, int64_t dilation,
     int64_t groups, std::optional<double> scale, int64_t frame_shift, std::string edge, bool softmax,
     bool residual, [[maybe_unused]] bool deterministic) {
-  InterFrameAttentionBackward call{check_arguments(query, memory, offset, kernel_size, dilation, groups,
-                                                   scale, frame_shift, edge, softmax, residual)};
+  InterFrameAttentionBackward call{};
+  static_cast<InterFrameAttention&>(call) = check_arguments(
+      query, memory, offset, kernel_size, dilation, groups, scale, frame_shift, edge, softmax, residual);
   check_grad_output(grad_output, query);
   Tensor grad_query = empty_channels_last(query);
   Tensor grad_memory = empty_channels_last(memory);

@@ -124,6 +124,11 @@ template <typename T>
 struct Corners {
   const T* at[4];
   Accumulator<T> weight[4];
+
+  SIFA_INLINE Corners from(int64_t channel) const {
+    return {{at[0] + channel, at[1] + channel, at[2] + channel, at[3] + channel},
+            {weight[0], weight[1], weight[2], weight[3]}};
+  }
 };
 
 // The corners of every contributing tap of a pixel. One that is outside the frame is `zeros`, as many as
@@ -181,16 +186,16 @@ SIFA_INLINE void normalise(const InterFrameAttention& call, int count, Real* wei
 template <int kTaps, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void sample_taps(const T* query, const Corners<T>* corners, int64_t channel, int64_t channels,
                              Real* samples, int64_t stride, Vector<Real, kNarrow<Real>>* products) {
+  // Copies of our own: the compiler cannot know that the samples are not written over them.
+  Corners<T> taps[kTaps];
+  for (int i = 0; i < kTaps; ++i) taps[i] = corners[i].from(channel);
   ChannelSum<Real> sums[kTaps];
   for_channels<Real>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
     constexpr int kLanes = decltype(lanes)::value;
     const auto q = load<kLanes>(query + c);
     for (int i = 0; i < kTaps; ++i) {
-      const Corners<T>& tap = corners[i];
-      const auto value = load<kLanes>(tap.at[0] + channel + c) * tap.weight[0] +
-                         load<kLanes>(tap.at[1] + channel + c) * tap.weight[1] +
-                         load<kLanes>(tap.at[2] + channel + c) * tap.weight[2] +
-                         load<kLanes>(tap.at[3] + channel + c) * tap.weight[3];
+      Vector<Real, kLanes> value = load<kLanes>(taps[i].at[0] + c) * taps[i].weight[0];
+      for (int j = 1; j < 4; ++j) value += load<kLanes>(taps[i].at[j] + c) * taps[i].weight[j];
       store<kLanes>(samples + i * stride + c, value);
       sums[i].template add<kLanes>(value * q);
     }
@@ -320,7 +325,7 @@ void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin,
         const T* grad =
             pixel<T>(call.grad_output, call.grad_output_strides, row.n, row.t, row.y, x) + channel;
         for (int i = 0; i < taps.count; ++i) {
-          const Corners<T>& tap = corners[i];
+          const Corners<T> tap = corners[i].from(channel);
           Real* sample = samples + i * stride;
           ChannelSum<Real> query_sums[4], grad_sums[4];
           for_channels<Real>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
@@ -328,7 +333,7 @@ void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin,
             const auto q = load<kLanes>(query + c), g = load<kLanes>(grad + c);
             Vector<Real, kLanes> value{};
             for (int j = 0; j < 4; ++j) {
-              const auto corner = load<kLanes>(tap.at[j] + channel + c);
+              const auto corner = load<kLanes>(tap.at[j] + c);
               value += corner * tap.weight[j];
               query_sums[j].template add<kLanes>(q * corner);
               grad_sums[j].template add<kLanes>(g * corner);
@@ -375,7 +380,13 @@ void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin,
 // Adds w G + logit q, times its bilinear weight, to kCorners pixels.
 template <int kCorners, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void scatter(const T* grad, const T* query, Real weight, Real logit, int64_t channels,
-                         Real* const* targets, const Real* corner_weights) {
+                         Real* const* target_list, const Real* weight_list) {
+  Real* targets[kCorners];
+  Real corner_weights[kCorners];
+  for (int j = 0; j < kCorners; ++j) {
+    targets[j] = target_list[j];
+    corner_weights[j] = weight_list[j];
+  }
   for_channels<Real>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
     constexpr int kLanes = decltype(lanes)::value;
     const auto value = load<kLanes>(grad + c) * weight + load<kLanes>(query + c) * logit;

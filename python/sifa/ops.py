@@ -216,6 +216,7 @@ def _check_arguments(
 
     check(kernel_size in range(1, 10, 2), "kernel_size", "be odd and between 1 and 9", kernel_size)
     check(dilation >= 1, "dilation", "be at least 1", dilation)
+    check(dilation < 2**31, "dilation", "be at most 2147483647", dilation)
     check(groups >= 1, "groups", "be at least 1", groups)
     check(channels % groups == 0, "groups", f"divide the {channels} channels of query", groups)
     check(scale is None or math.isfinite(scale), "scale", "be finite", scale)

@@ -147,9 +147,22 @@ inline bool all_at(At at) {
   return true;
 }
 
-// Runs kernel() in a grid of `blocks` blocks of `threads` threads with `shared` bytes of shared memory.
-// Between barriers the threads run from first to last or, `backwards`, from last to first: a missing barrier
-// makes a difference.
+// Runs the lanes of the warp that starts at thread `first`, each up to its next collective.
+inline bool run_lanes(unsigned int first, bool backwards) {
+  bool progress = false;
+  for (unsigned int i = 0; i < kWarpSize; ++i) {
+    threadIdx.x = first + (backwards ? kWarpSize - 1 - i : i);
+    Fiber& fiber = block.fibers[threadIdx.x];
+    if (fiber.at != At::kNothing) continue;
+    progress = true;
+    resume(fiber);
+  }
+  return progress;
+}
+
+// Runs kernel() in a grid of `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Each
+// warp runs as far as it can without the others, from the first to the last or, `backwards`, from the last to
+// the first, and so do its lanes: a missing barrier makes a difference.
 inline void launch(unsigned int blocks, unsigned int threads, size_t shared, bool backwards,
                    const std::function<void()>& kernel) {
   if (threads % kWarpSize != 0 || shared > kSharedBytes) throw std::logic_error("no such block");
@@ -173,15 +186,11 @@ inline void launch(unsigned int blocks, unsigned int threads, size_t shared, boo
     }
     while (!all_at(At::kEnd)) {
       bool progress = false;
-      for (unsigned int i = 0; i < threads; ++i) {
-        threadIdx.x = backwards ? threads - 1 - i : i;
-        Fiber& fiber = block.fibers[threadIdx.x];
-        if (fiber.at != At::kNothing) continue;
-        progress = true;
-        resume(fiber);
-      }
-      for (unsigned int first = 0; first < threads; first += kWarpSize) {
-        progress |= release_warp(&block.fibers[first]);
+      for (unsigned int i = 0; i < threads; i += kWarpSize) {
+        const unsigned int first = backwards ? threads - kWarpSize - i : i;
+        do {
+          progress |= run_lanes(first, backwards);
+        } while (release_warp(&block.fibers[first]));
       }
       if (all_at(At::kBlockBarrier)) {
         for (Fiber& fiber : block.fibers) fiber.at = At::kNothing;

@@ -25,15 +25,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(not _has_cuda_kernels(), reason="needs a GPU and libsifa_ops_cuda.so"),
-        ),
-    ]
-)
+@pytest.fixture(params=["cpu", "cuda"] if _has_cuda_kernels() else ["cpu"])
 def device(request):
     """Every device that this machine can run the operator on."""
     return request.param

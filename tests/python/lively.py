@@ -10,7 +10,7 @@ from sifa.artifact import FrameClassifier
 
 
 def moving_blocks(num_frames, count=6, size=112):
-    """Clips of sharp, moving, saturated blocks, coarse and fine: uint8 `(count, num_frames, size, size, 3)`."""
+    """Clips of sharp, moving blocks, coarse and fine: uint8 `(count, num_frames, size, size, 3)`."""
     generator = torch.Generator().manual_seed(0)
     clips = []
     for index in range(count):

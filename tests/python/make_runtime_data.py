@@ -160,11 +160,15 @@ def _rotate(source: Path, target: Path, degrees: int) -> None:
     target.write_bytes(content)
 
 
+def make_data(folder: Path) -> None:
+    """Writes every file, and `expected.json`: what the good model answers on three clips of `pattern`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = torch.jit.load(str(make_models(folder)))
+    make_videos(folder)
+    clips = np.stack([pattern(NUM_FRAMES, 23, 31, seed) for seed in range(3)])
+    (folder / "expected.json").write_text(json.dumps(model(torch.from_numpy(clips)).tolist()))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    root = Path(sys.argv[1])
-    root.mkdir(parents=True, exist_ok=True)
-    model = torch.jit.load(str(make_models(root)))
-    make_videos(root)
-    clips = torch.stack([torch.from_numpy(pattern(NUM_FRAMES, 23, 31, seed)) for seed in range(3)])
-    (root / "expected.json").write_text(json.dumps(model(clips).tolist()))
+    make_data(Path(sys.argv[1]))

@@ -108,7 +108,9 @@ def test_softmax_keeps_the_logit_of_dropped_taps(attention):
     # On a 1×1 frame only the centre tap is inside. Its logit is ln 2 · 1 and the eight others are 0, so its
     # weight is 2 / (2 + 8) and the aggregate 0.2 · 1.
     query = torch.full((1, 1, 1, 1, 1), math.log(2.0))
-    output = attention(query, torch.ones_like(query), torch.zeros(1, 18, 1, 1, 1), softmax=True, residual=False)
+    output = attention(
+        query, torch.ones_like(query), torch.zeros(1, 18, 1, 1, 1), softmax=True, residual=False
+    )
     assert_close(output.flatten(), torch.tensor([0.2]))
 
 
@@ -133,7 +135,9 @@ def slow_loop(
         inside = 0 <= row < height and 0 <= column < width
         return frame[:, row, column] if inside else torch.zeros(channels, dtype=query.dtype)
 
-    for n, t, row, column in torch.cartesian_prod(*map(torch.arange, (batch, frames, height, width))).tolist():
+    for n, t, row, column in torch.cartesian_prod(
+        *map(torch.arange, (batch, frames, height, width))
+    ).tolist():
         neighbour = t + frame_shift
         if edge == "skip" and not 0 <= neighbour < memory.shape[2]:
             continue
@@ -146,7 +150,12 @@ def slow_loop(
             sample = torch.zeros(channels, dtype=query.dtype)
             if -1 < y < height and -1 < x < width:
                 top, left = math.floor(y), math.floor(x)
-                for corner_y, corner_x in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+                for corner_y, corner_x in (
+                    (top, left),
+                    (top, left + 1),
+                    (top + 1, left),
+                    (top + 1, left + 1),
+                ):
                     share = (1 - abs(y - corner_y)) * (1 - abs(x - corner_x))
                     sample = sample + share * pixel(frame, corner_y, corner_x)
             samples.append(sample)

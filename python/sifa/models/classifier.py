@@ -80,7 +80,7 @@ class VideoClassifier(nn.Module):
             ValueError: ``num_frames`` is not a positive multiple of the stem's temporal stride.
         """
         stride = self.temporal_stride
-        if not isinstance(num_frames, int) or num_frames < 1 or num_frames % stride != 0:
+        if type(num_frames) is not int or num_frames < 1 or num_frames % stride != 0:
             raise ValueError(f"num_frames must be a positive multiple of {stride}, got {num_frames!r}")
         self.num_frames = num_frames
         set_num_steps(self.backbone, num_frames // stride)

@@ -1,0 +1,260 @@
+"""sifa-run as its users meet it: results, JSON, and for everything that can go wrong an exit code and one line."""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_runtime_data import LABELS, NUM_FRAMES, make_data, pattern
+
+import sifa
+from sifa.artifact import load_artifact
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "cpp" / "examples" / "classify"
+
+
+def _find_program() -> Path:
+    # In the environment, or where `cmake --install --prefix python` puts it.
+    beside = [Path(sys.executable).parent, *(Path(entry).parent / "bin" for entry in sifa.__path__)]
+    found = [folder / "sifa-run" for folder in beside if (folder / "sifa-run").is_file()]
+    assert found, f"sifa-run is in none of {', '.join(map(str, beside))}: make build"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sifa_run")
+    make_data(folder)
+    return folder
+
+
+def sifa_run(*arguments: object, program: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Nothing else in the environment may be needed, least of all LD_LIBRARY_PATH.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("LD_", "PYTHON", "SIFA_"))}
+    return subprocess.run(
+        [str(program or _find_program()), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+        timeout=300,
+    )
+
+
+def assert_fails(result: subprocess.CompletedProcess[str], code: int, *parts: object) -> None:
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("sifa-run: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert str(part) in result.stderr
+
+
+def test_classes_and_timings(data: Path) -> None:
+    result = sifa_run(data / "model.pt", data / "clip.mkv")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    *classes, frames, timings = result.stdout.splitlines()
+    assert sorted(line.split()[1] for line in classes) == sorted(LABELS)  # 5 asked for, 3 there are
+    probabilities = [float(line.split()[0]) for line in classes]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert frames == "4 frames, 2 to 8, of 11"
+    assert [part.split()[0] for part in timings.split(", ")] == ["load", "decode", "model", "total"]
+
+
+def test_json(data: Path) -> None:
+    model, video = data / "model.pt", data / "clip.mkv"
+    result = sifa_run(model, video, "--json", "--topk", 2, "--threads", 1, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert list(answer) == ["model", "video", "classes", "frames", "timings_ms"]
+    assert (answer["model"], answer["video"]) == (str(model), str(video))
+    assert answer["frames"] == {"total": 11, "indices": [2, 4, 6, 8]}
+    timings = answer["timings_ms"]
+    assert list(timings) == ["load", "decode", "model", "total"]
+    assert 0 < sum(timings[key] for key in ("load", "decode", "model")) <= timings["total"]
+    expected = load_artifact(model)(pattern(11, 20, 30)[None, [2, 4, 6, 8]])[0]
+    assert len(answer["classes"]) == 2
+    for entry, index in zip(answer["classes"], expected.argsort(descending=True).tolist(), strict=False):
+        assert entry["index"] == index
+        assert entry["label"] == LABELS[index]
+        assert entry["probability"] == pytest.approx(expected[index].item(), abs=1e-5)
+
+
+def test_topk_beyond_the_classes(data: Path) -> None:
+    result = sifa_run(data / "model.pt", data / "clip.mkv", "--topk", 1000, "--json")
+    assert len(json.loads(result.stdout)["classes"]) == len(LABELS)
+
+
+def test_short_video_repeats_frames(data: Path) -> None:
+    result = sifa_run(data / "model.pt", data / "short.mkv", "--json")
+    assert json.loads(result.stdout)["frames"] == {"total": 2, "indices": [0, 0, 1, 1]}
+
+
+def test_unusual_names(data: Path, tmp_path: Path) -> None:
+    """A path that looks like a URL, and one that is not UTF-8."""
+    video = tmp_path / "http:clip%02d.mkv"
+    shutil.copy(data / "clip.mkv", video)
+    result = subprocess.run(
+        [_find_program(), data / "model.pt", video.name, "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert json.loads(result.stdout)["video"] == video.name
+    odd = os.fsencode(tmp_path) + b"/clip\xff.mkv"
+    shutil.copy(data / "clip.mkv", odd)
+    result = subprocess.run([_find_program(), data / "model.pt", odd, "--json"], capture_output=True)
+    assert json.loads(result.stdout)["video"].endswith("clip\N{REPLACEMENT CHARACTER}.mkv")
+
+
+def test_help_and_version() -> None:
+    result = sifa_run("--help")
+    assert result.returncode == 0
+    assert "MODEL" in result.stdout
+    assert "Exit codes" in result.stdout
+    result = sifa_run("--version")
+    assert result.returncode == 0
+    assert result.stdout.strip().count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "MODEL is required"),
+        (["MODEL"], "VIDEO is required"),
+        (["MODEL", "VIDEO", "another"], "another"),
+        (["MODEL", "VIDEO", "--topk", "0"], "--topk"),
+        (["MODEL", "VIDEO", "--topk", "many"], "--topk"),
+        (["MODEL", "VIDEO", "--threads", "0"], "--threads"),
+        (["MODEL", "VIDEO", "--threads", "-3"], "--threads"),
+        (["MODEL", "VIDEO", "--device"], "--device"),
+        (["MODEL", "VIDEO", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_usage_errors(arguments: list[str], part: str) -> None:
+    assert_fails(sifa_run(*arguments), 2, part, "see sifa-run --help")
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "part"),
+    [
+        ("nothing.pt", 3, "model file not found"),
+        ("text.pt", 4, "not a SIFA model"),
+        ("foreign.zip", 4, "not a SIFA model"),
+        ("no_metadata.pt", 4, "models are made by `sifa export`"),
+        ("few_labels.pt", 4, "reference.probabilities"),
+        ("empty.pt", 5, "damaged or truncated"),
+        ("no_code.pt", 5, f"not loadable by {torch.__version__.split('+')[0]}"),
+        ("schema_version.pt", 6, "schema version 2"),
+        ("operator.pt", 7, "another operator library"),
+        ("reference.pt", 11, "does not compute what was exported"),
+    ],
+)
+def test_bad_models(data: Path, model: str, code: int, part: str) -> None:
+    assert_fails(sifa_run(data / model, data / "clip.mkv"), code, data / model, part)
+
+
+def test_truncated_and_changed_models(data: Path, tmp_path: Path) -> None:
+    content = (data / "model.pt").read_bytes()
+    model = tmp_path / "model.pt"
+    for size in (3, 1000, len(content) // 2, len(content) - 1):
+        model.write_bytes(content[:size])
+        assert_fails(sifa_run(model, data / "clip.mkv"), 5, model, "damaged or truncated")
+    weights = content.index(b"/data/0") + len(b"/data/0")
+    changed = bytearray(content)
+    changed[weights + 80] ^= 1
+    model.write_bytes(changed)
+    assert_fails(sifa_run(model, data / "clip.mkv"), 5, model, "the checksum of entry data/0 does not match")
+
+
+@pytest.mark.parametrize(
+    ("video", "code", "part"),
+    [
+        ("nothing.mp4", 3, "video file not found"),
+        ("text.mp4", 8, "video cannot be opened"),
+        ("truncated.mp4", 8, "video cannot be opened"),
+        ("model.pt", 8, "video cannot be opened"),
+        ("no_frames.avi", 9, "no frames"),
+    ],
+)
+def test_bad_videos(data: Path, video: str, code: int, part: str) -> None:
+    assert_fails(sifa_run(data / "model.pt", data / video), code, data / video, part)
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cpu:7", "cuda:99", "xpu"])
+def test_bad_devices(data: Path, device: str) -> None:
+    assert_fails(sifa_run(data / "model.pt", data / "clip.mkv", "--device", device), 10, f'"{device}"' if device != "cuda:99" else device)
+
+
+def test_bad_operator_libraries(data: Path, tmp_path: Path) -> None:
+    def run(library: object) -> subprocess.CompletedProcess[str]:
+        return sifa_run(data / "model.pt", data / "clip.mkv", SIFA_OPS_LIBRARY=str(library))
+
+    assert_fails(run(tmp_path / "nothing.so"), 7, "operator library not found", tmp_path / "nothing.so")
+    garbage = tmp_path / "garbage.so"
+    garbage.write_text("not a library")
+    assert_fails(run(garbage), 7, "operator library cannot be loaded", garbage)
+    other = next(path for path in _mapped_libraries() if "libz.so" in path)
+    assert_fails(run(other), 7, "does not define sifa::inter_frame_attention", other)
+
+
+def _mapped_libraries() -> list[str]:
+    ctypes.CDLL(ctypes.util.find_library("z"))
+    with open("/proc/self/maps") as maps:
+        return [line.split()[-1] for line in maps if ".so" in line]
+
+
+def test_what_lies_beside_the_runtime_is_found_or_named(data: Path, tmp_path: Path) -> None:
+    """An installation elsewhere that lacks first the operators, then only the video library."""
+    libraries = tmp_path / "sifa" / "lib"
+    libraries.mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    program = Path(shutil.copy(_find_program(), tmp_path / "bin"))
+    source = next(Path(entry) / "lib" for entry in sifa.__path__ if (Path(entry) / "lib" / "libsifa_runtime.so").exists())
+    shutil.copy(source / "libsifa_runtime.so", libraries)
+    # Where the copy's own relative path to torch leads nowhere.
+    torch_libraries = str(Path(torch.__file__).parent / "lib")
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return sifa_run(data / "model.pt", data / "clip.mkv", program=program, LD_LIBRARY_PATH=torch_libraries)
+
+    assert_fails(run(), 7, "operator library not found", libraries / "libsifa_ops.so", "SIFA_OPS_LIBRARY")
+    shutil.copy(source / "libsifa_ops.so", libraries)
+    assert_fails(run(), 8, "cannot read video files", libraries / "libsifa_video.so", "SIFA_VIDEO=OFF")
+    shutil.copy(source / "libsifa_video.so", libraries)
+    assert run().returncode == 0
+
+
+def test_full_output_device(data: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [_find_program(), data / "model.pt", data / "clip.mkv"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 1
+    assert result.stderr == "sifa-run: the result cannot be written to standard output\n"
+
+
+def test_cmake_example(data: Path, tmp_path: Path) -> None:
+    """The project of the README, out of this tree, on the installed library."""
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(
+        [cmake, "-S", EXAMPLE, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={';'.join(sifa.__path__)}"],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run([cmake, "--build", tmp_path / "build"], check=True, capture_output=True)
+    program = tmp_path / "build" / "classify"
+    result = subprocess.run([program, data / "model.pt", data / "clip.mkv"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    clip = pattern(11, 20, 30)[None, [2, 4, 6, 8]]
+    best = int(np.argmax(load_artifact(data / "model.pt")(clip)[0]))
+    assert result.stdout.startswith(f"{LABELS[best]} ")
+    result = subprocess.run([program, data / "text.pt", data / "clip.mkv"], capture_output=True, text=True)
+    assert result.returncode == 4
+    assert "not a SIFA model" in result.stderr
+    assert NUM_FRAMES == 4
