@@ -1,4 +1,4 @@
-"""Clips of the motion task as a network sees them: rendered, encoded to H.264, decoded, sampled; cached on disk."""
+"""Clips of the motion task as a network sees them: rendered, encoded, decoded, sampled; cached on disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import tempfile
 
 import numpy as np
 import torch
-from torchcodec.decoders import VideoDecoder
-
 from sifa.data import motion
+from torchcodec.decoders import VideoDecoder
 
 CACHE = pathlib.Path(__file__).resolve().parents[2] / "build" / "motion"
 SIZE = 112
@@ -34,7 +33,7 @@ def held_out_clips(scenes: int, workers: int = 2) -> tuple[torch.Tensor, torch.T
 
 
 def through_codec(job: tuple[int, int]) -> np.ndarray:
-    """The 16 frames (16, 112, 112, 3) that the centre rule samples from one encoded video of (scene seed, label)."""
+    """The frames (16, 112, 112, 3) that the centre rule samples from the video of (scene seed, label)."""
     seed, label = job
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "video.mp4"

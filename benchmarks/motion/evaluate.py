@@ -1,6 +1,8 @@
-"""Evaluates weights of sifa_tiny on held-out, codec-rendered videos of the motion task; prints what RESULTS.md states.
+"""Evaluates weights of sifa_tiny on held-out, codec-rendered videos of the motion task; prints what
+RESULTS.md states.
 
-python benchmarks/motion/evaluate.py build/motion/sifa_tiny.safetensors --control build/motion/control.safetensors
+python benchmarks/motion/evaluate.py build/motion/sifa_tiny.safetensors --control
+build/motion/control.safetensors
 """
 
 from __future__ import annotations
@@ -8,13 +10,12 @@ from __future__ import annotations
 import argparse
 
 import clips as motion_clips
-import torch
-from torch import Tensor, nn
-from train import normalise
-
 import sifa
+import torch
 from sifa.data import motion
 from sifa.insertion import InsertedSIFA
+from torch import Tensor, nn
+from train import normalise
 
 
 @torch.inference_mode()
@@ -52,14 +53,16 @@ def without_aggregate(model: nn.Module) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", nargs="?", default="motion", help="safetensors file; the bundled weights by default")
+    parser.add_argument(
+        "weights", nargs="?", default="motion", help="safetensors file; the bundled weights by default"
+    )
     parser.add_argument("--control", help="safetensors file of the same network trained without SIFA")
     parser.add_argument("--scenes", type=int, default=100, help="held-out scenes, each under all ten labels")
     arguments = parser.parse_args()
 
     clips, labels = motion_clips.held_out_clips(arguments.scenes)
     model = sifa.create_model("sifa_tiny", pretrained=arguments.weights).eval()
-    print(f"{len(clips)} held-out videos, {len(clips) // len(motion.LABELS)} of each of {len(motion.LABELS)} classes")
+    print(f"{len(clips)} held-out videos, {arguments.scenes} of each of {len(motion.LABELS)} classes")
 
     found = predict(model, clips)
     print(f"sifa_tiny: top-1 {percent(found == labels)}")
@@ -70,7 +73,8 @@ def main() -> None:
         print(f"sifa_tiny, frame {frame} repeated: top-1 {percent(predict(model, still) == labels)}")
     for name, pixels in mean_offsets(model, clips[:: len(clips) // 100]).items():
         print(f"mean |offset| at {name}: {pixels:.2f} pixels of its feature map")
-    print(f"sifa_tiny, every aggregate A = 0: top-1 {percent(predict(without_aggregate(model), clips) == labels)}")
+    found = predict(without_aggregate(model), clips)
+    print(f"sifa_tiny, every aggregate A = 0: top-1 {percent(found == labels)}")
     if arguments.control:
         control = sifa.create_model("sifa_tiny", stages=(), pretrained=arguments.control).eval()
         print(f"control, trained without SIFA: top-1 {percent(predict(control, clips) == labels)}")

@@ -1,7 +1,7 @@
 """Trains sifa_tiny (or the same network without SIFA) on the motion task, from codec-rendered clips.
 
-    python benchmarks/motion/train.py --output build/motion/sifa_tiny.safetensors
-    python benchmarks/motion/train.py --without-sifa --output build/motion/control.safetensors
+python benchmarks/motion/train.py --output build/motion/sifa_tiny.safetensors
+python benchmarks/motion/train.py --without-sifa --output build/motion/control.safetensors
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import sys
 import time
 
 import clips as motion_clips
+import sifa
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import sifa
-
-# What each symmetry of the square does to the labels: transposing the frame turns right into down and clockwise into
-# counterclockwise, and so on. Time reversal keeps every label: there and back is there and back.
+# What each symmetry of the square does to the labels: transposing the frame turns right into down and
+# clockwise into counterclockwise, and so on. Time reversal keeps every label: there and back is there and
+# back.
 MIRROR_X = (1, 0, 2, 3, 5, 4, 6, 7, 8, 9)
 MIRROR_Y = (0, 1, 3, 2, 5, 4, 6, 7, 8, 9)
 TRANSPOSE = (3, 2, 1, 0, 5, 4, 6, 7, 9, 8)
 
 
 def augment(clips: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One random symmetry of the square, of time and of the colours for a whole batch of clips (N, T, H, W, 3)."""
+    """A random symmetry of the square, of time and of the colours for a whole batch (N, T, H, W, 3)."""
     flip_x, flip_y, transpose, reverse, invert = torch.randint(2, (5,), generator=generator).tolist()
     if flip_x:
         clips, labels = clips.flip(3), torch.tensor(MIRROR_X)[labels]
@@ -47,12 +47,16 @@ def normalise(clips: Tensor, model: nn.Module) -> Tensor:
     return clips.float().mul_(1 / (255 * std)).sub_(mean / std).permute(0, 4, 1, 2, 3)
 
 
-def train(model: nn.Module, clips: Tensor, labels: Tensor, epochs: int, batch: int, rate: float, seed: int) -> None:
+def train(
+    model: nn.Module, clips: Tensor, labels: Tensor, epochs: int, batch: int, rate: float, seed: int
+) -> None:
     """AdamW and one cycle of the learning rate; no weight decay on norms, biases and offsets."""
     generator = torch.Generator().manual_seed(seed)
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "conv_offset" in n]
     decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "conv_offset" not in n]
-    optimizer = torch.optim.AdamW([{"params": plain, "weight_decay": 0.0}, {"params": decayed}], rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        [{"params": plain, "weight_decay": 0.0}, {"params": decayed}], rate, weight_decay=0.05
+    )
     steps = len(clips) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.25)
     model.train()

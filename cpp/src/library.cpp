@@ -14,7 +14,7 @@ std::string library_folder() {
   if (dladdr(reinterpret_cast<void*>(&library_folder), &info) == 0 || info.dli_fname == nullptr) {
     throw Error(ErrorCode::kOther, "cannot tell where libsifa_runtime.so is");
   }
-  return std::filesystem::absolute(info.dli_fname).parent_path().string();
+  return std::filesystem::canonical(std::filesystem::absolute(info.dli_fname).parent_path()).string();
 }
 
 void* open_library(const std::string& path, std::string& reason) {

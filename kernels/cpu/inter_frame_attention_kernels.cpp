@@ -131,13 +131,19 @@ struct Corners {
   }
 };
 
-// The corners of every contributing tap of a pixel. One that is outside the frame is `zeros`, as many as
-// there are channels: not another pixel with weight 0, because 0 * infinity is no 0.
+// Finds the taps of one pixel in memory frame m, none if m is negative, and the corners of those that
+// contribute. A corner outside the frame is `zeros`, as many as there are channels: not another pixel with
+// weight 0, because 0 times infinity is not 0.
 template <typename T>
-SIFA_INLINE void find_corners(const InterFrameAttention& call, int64_t n, int64_t m, const Taps<T>& taps,
-                              const T* zeros, Corners<T>* corners) {
+SIFA_INLINE void find_taps(const InterFrameAttention& call, const Row& row, int64_t x, int64_t m,
+                           const T* zeros, Taps<T>& taps, Corners<T>* corners) {
+  if (m < 0) {
+    taps.count = 0;
+    return;
+  }
+  taps.locate_at(row, x);
   const PixelStrides& strides = call.memory_strides;
-  const T* frame = pixel<T>(call.memory, strides, n, m, 0, 0);
+  const T* frame = pixel<T>(call.memory, strides, row.n, m, 0, 0);
   for (int i = 0; i < taps.count; ++i) {
     const int p = taps.index[i];
     const bool has_top = taps.y_slope_low[p] != 0, has_bottom = taps.y_slope_high[p] != 0;
@@ -236,10 +242,7 @@ void forward_rows(const InterFrameAttention& call, int64_t begin, int64_t end, v
     const Row row = row_at(call, index);
     const int64_t m = neighbour_frame(call, row.t);
     for (int64_t x = 0; x < call.width; ++x) {
-      if (m >= 0) {
-        taps.locate_at(row, x);
-        find_corners(call, row.n, m, taps, zeros, corners);
-      }
+      find_taps(call, row, x, m, zeros, taps, corners);
       const T* query_pixel = pixel<T>(call.query, call.query_strides, row.n, row.t, row.y, x);
       T* output_pixel = static_cast<T*>(call.output) +
                         dense_pixel(call, call.frames, row.n, row.t, row.y, x) * call.channels;
@@ -311,10 +314,7 @@ void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin,
     const Row row = row_at(call, index);
     const int64_t m = neighbour_frame(call, row.t);
     for (int64_t x = 0; x < call.width; ++x) {
-      if (m >= 0) {
-        taps.locate_at(row, x);
-        find_corners(call, row.n, m, taps, zeros, corners);
-      }
+      find_taps(call, row, x, m, zeros, taps, corners);
       const int64_t position = dense_pixel(call, call.frames, row.n, row.t, row.y, x);
       Real* kept = static_cast<Real*>(tap_gradients) + position * tap_count * call.groups * 2;
       for (int64_t i = 0; i < 2 * tap_count; ++i) offset_gradients[i] = 0;
@@ -504,10 +504,13 @@ void backward_memory(const InterFrameAttentionBackward& call, int64_t n, int64_t
 
 }  // namespace
 
-#define SIFA_STRING_OF(name) #name
-#define SIFA_STRING(name) SIFA_STRING_OF(name)
+#define SIFA_JOIN_(a, b) a##b
+#define SIFA_JOIN(a, b) SIFA_JOIN_(a, b)
+#define SIFA_STRING_(name) #name
+#define SIFA_STRING(name) SIFA_STRING_(name)
+#define SIFA_TABLE SIFA_JOIN(SIFA_CPU_CAPABILITY, _kernels)
 
-extern const Kernels SIFA_CPU_KERNELS;
-const Kernels SIFA_CPU_KERNELS = {SIFA_STRING(SIFA_CPU_KERNELS), forward, backward_query, backward_memory};
+extern const Kernels SIFA_TABLE;
+const Kernels SIFA_TABLE = {SIFA_STRING(SIFA_CPU_CAPABILITY), forward, backward_query, backward_memory};
 
 }  // namespace sifa::cpu

@@ -12,7 +12,7 @@ namespace sifa::cpu {
 // number of threads. `scratch` is `scratch_bytes(call)` bytes, aligned to kScratchAlignment and private to
 // the caller.
 struct Kernels {
-  const char* capability;
+  const char* capability;  // "default", "avx2" or "avx512"
 
   // Writes the query rows [begin, end) of `output`.
   void (*forward)(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch);

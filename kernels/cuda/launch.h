@@ -17,7 +17,7 @@ void forward(const InterFrameAttention& call, cudaStream_t stream);
 // Bytes of `tap_gradients`, the scratch of the backward, which is aligned to 16 bytes.
 int64_t tap_gradient_bytes(const InterFrameAttention& call);
 
-// Writes call.grad_query and call.grad_offset, and fills `tap_gradients` for the two below.
+// Writes call.grad_query and call.grad_offset, and fills `tap_gradients` for backward_memory.
 void backward_query(const InterFrameAttentionBackward& call, void* tap_gradients, cudaStream_t stream);
 
 // Adds to `sums`, which has the shape of the memory, dense channels-last, and starts at zero: in float64 for

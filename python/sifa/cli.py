@@ -159,7 +159,7 @@ def demo(
         print(json.dumps(result, indent=1))
         return
     classes = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    classes.add_column("classified by sifa-run", no_wrap=True)
+    classes.add_column("C++ (sifa-run) says", no_wrap=True)
     classes.add_column("probability", justify="right")
     for entry in result["classes"]:
         classes.add_row(entry["label"], f"{entry['probability']:.4f}")

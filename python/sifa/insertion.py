@@ -1,7 +1,8 @@
-"""Insertion of SIFA at named places of an image backbone that runs on the frames of clips folded into its batch.
+"""Insertion of SIFA at named places of an image backbone that runs on the frames of clips folded into its
+batch.
 
-The backbone keeps its own forward: the module at each place is replaced by a wrapper that shows its input (or its
-output) to a :class:`sifa.SIFA` as a clip, without a copy where the layout allows it.
+The backbone keeps its own forward: the module at each place is replaced by a wrapper that shows its input (or
+its output) to a :class:`sifa.SIFA` as a clip, without a copy where the layout allows it.
 """
 
 import difflib
@@ -29,7 +30,8 @@ class InsertedSIFA(nn.Module):
         before: whether SIFA sees the module's input rather than its output.
         layout: of the folded features, "NCHW", "NHWC" or "NLC" (tokens).
         prefix_tokens: leading tokens of "NLC" that belong to no pixel and pass untouched.
-        grid: height and width of the token grid of "NLC"; other token counts are laid out with its aspect ratio.
+        grid: height and width of the token grid of "NLC"; other token counts are laid out with its aspect
+            ratio.
     """
 
     before: Final[bool]
@@ -64,12 +66,14 @@ class InsertedSIFA(nn.Module):
         """SIFA on folded features, in the layout they have."""
         rank = 3 if self.layout == "NLC" else 4
         if x.dim() != rank:
-            raise ValueError(f"SIFA was inserted for {self.layout} features of rank {rank}, got {list(x.shape)}")
+            raise ValueError(
+                f"SIFA was inserted for {self.layout} features of rank {rank}, got {list(x.shape)}"
+            )
         steps = self.num_steps
         if x.shape[0] % steps != 0:
             raise ValueError(
-                f"SIFA was inserted for clips of {steps} steps folded into the batch, got a batch of {x.shape[0]}; "
-                "feed whole clips, or set another number with sifa.insertion.set_num_steps"
+                f"SIFA was inserted for clips of {steps} steps folded into the batch, got a batch of "
+                f"{x.shape[0]}; feed whole clips, or set another number with sifa.insertion.set_num_steps"
             )
         clips = x.shape[0] // steps
         if self.layout == "NCHW":
@@ -126,9 +130,10 @@ def insert(
 ) -> nn.Module:
     """Inserts SIFA into an image backbone, at modules given by name.
 
-    The backbone is changed in place and then runs on clips whose ``num_steps`` frames are consecutive entries of its
-    batch. Load the backbone's own weights before: the wrapped modules' parameters are renamed (``conv3.weight`` becomes
-    ``conv3.module.weight``). The channels at each place are found by running the backbone once on ``example``.
+    The backbone is changed in place and then runs on clips whose ``num_steps`` frames are consecutive entries
+    of its batch. Load the backbone's own weights before: the wrapped modules' parameters are renamed
+    (``conv3.weight`` becomes ``conv3.module.weight``). The channels at each place are found by running the
+    backbone once on ``example``.
 
     Args:
         backbone: any module that takes one batch of images.
@@ -137,21 +142,21 @@ def insert(
         num_steps: frames per clip as the backbone sees them.
         position: ``"before"`` or ``"after"`` the named modules.
         layout: of the features there: ``"NCHW"``, ``"NHWC"``, ``"NLC"`` (tokens; the backbone's
-            ``num_prefix_tokens`` leading ones pass untouched), or ``"auto"``: three dimensions are tokens, and of four
-            dimensions the two equal ones are height and width.
-        example: (num_steps, channels, H, W) input of the backbone, H = W for ``layout="auto"``; by default zeros of
-            the size that timm states for the backbone, 224x224 without one.
+            ``num_prefix_tokens`` leading ones pass untouched), or ``"auto"``: three dimensions are tokens,
+            and of four dimensions the two equal ones are height and width.
+        example: (num_steps, channels, H, W) input of the backbone, H = W for ``layout="auto"``; by default
+            zeros of the size that timm states for the backbone, 224x224 without one.
         **sifa_config: arguments of :class:`sifa.SIFA` other than ``channels``.
 
     Returns:
         ``backbone``.
 
     Raises:
-        ValueError: a name or pattern that matches nothing, an argument out of range, features that are not images
-            or tokens, or a layout that the example does not tell.
+        ValueError: a name or pattern that matches nothing, an argument out of range, features that are not
+            images or tokens, or a layout that the example does not tell.
         RuntimeError: the backbone does not run on ``example``.
 
-    Source: section 3.4 of Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022.
+    Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022.
     """
     if position not in ("before", "after"):
         raise ValueError(f'insert: position must be "before" or "after", got {position!r}')
@@ -159,14 +164,18 @@ def insert(
         raise ValueError(f"insert: layout must be one of {', '.join(LAYOUTS)} or auto, got {layout!r}")
     _check_num_steps(num_steps)
     names = _matching_names(backbone, [where] if isinstance(where, str) else list(where))
-    features = _features_at(backbone, names, position, _default_example(backbone, num_steps) if example is None else example)
+    features = _features_at(
+        backbone, names, position, _default_example(backbone, num_steps) if example is None else example
+    )
 
     for name in names:
         found = features[name]
         place = f"{position} {name!r}"
         there = _layout_of(found, place) if layout == "auto" else layout
         if found.dim() != (3 if there == "NLC" else 4):
-            raise ValueError(f"insert: features {place} must have the rank of {there}, got {tuple(found.shape)}")
+            raise ValueError(
+                f"insert: features {place} must have the rank of {there}, got {tuple(found.shape)}"
+            )
         channels = found.shape[1] if there == "NCHW" else found.shape[-1]
         prefix_tokens, grid = _token_grid(backbone, found, place) if there == "NLC" else (0, (1, 1))
         module = backbone.get_submodule(name)
@@ -192,15 +201,21 @@ def _check_num_steps(num_steps: int) -> None:
 
 
 def _matching_names(backbone: nn.Module, where: list[str]) -> list[str]:
-    """Names of modules, in the backbone's order, that match any entry; what an earlier insertion wrapped is left out."""
-    wrapped = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, InsertedSIFA))
+    """Names of modules that match any entry, in the backbone's order, less what is wrapped already."""
+    wrapped = tuple(
+        f"{name}." for name, module in backbone.named_modules() if isinstance(module, InsertedSIFA)
+    )
     names = [name for name, _ in backbone.named_modules() if name and not name.startswith(wrapped)]
     if not where:
         raise ValueError("insert: where must name at least one module, got none")
     for pattern in where:
         if not fnmatch.filter(names, pattern):
             close = difflib.get_close_matches(pattern, names, n=3)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules() for the names"
+            hint = (
+                f"did you mean {' or '.join(map(repr, close))}?"
+                if close
+                else "see named_modules() for the names"
+            )
             raise ValueError(f"insert: no module of {type(backbone).__name__} matches {pattern!r}; {hint}")
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in where)]
 
@@ -228,7 +243,11 @@ def _features_at(backbone: nn.Module, names: list[str], position: str, example: 
                 )
             )
         else:
-            hooks.append(module.register_forward_hook(lambda _, args, output, name=name: found.__setitem__(name, output)))
+            hooks.append(
+                module.register_forward_hook(
+                    lambda _, args, output, name=name: found.__setitem__(name, output)
+                )
+            )
     training = {module: module.training for module in backbone.modules()}
     try:
         with torch.no_grad():
@@ -245,7 +264,9 @@ def _features_at(backbone: nn.Module, names: list[str], position: str, example: 
             hook.remove()
     for name in names:
         if name not in found:
-            raise ValueError(f"insert: module {name!r} was not called when the backbone ran; choose one that is")
+            raise ValueError(
+                f"insert: module {name!r} was not called when the backbone ran; choose one that is"
+            )
         if not isinstance(found[name], Tensor):
             raise ValueError(
                 f"insert: features {position} {name!r} must be one tensor, got {type(found[name]).__name__}; "
@@ -259,12 +280,14 @@ def _layout_of(features: Tensor, place: str) -> str:
         return "NLC"
     if features.dim() != 4:
         raise ValueError(
-            f"insert: features {place} must be images (rank 4) or tokens (rank 3), got {tuple(features.shape)}"
+            f"insert: features {place} must be images (rank 4) or tokens (rank 3), got "
+            f"{tuple(features.shape)}"
         )
     _, a, b, c = features.shape
     if (a == b) == (b == c):
         raise ValueError(
-            f"insert: the shape {tuple(features.shape)} {place} does not tell its layout; say layout= one of {LAYOUTS}"
+            f"insert: the shape {tuple(features.shape)} {place} does not tell its layout; say layout= "
+            f"one of {', '.join(LAYOUTS)}"
         )
     return "NHWC" if a == b else "NCHW"
 
@@ -279,8 +302,8 @@ def _token_grid(backbone: nn.Module, tokens: Tensor, place: str) -> tuple[int, t
     side = math.isqrt(max(count, 0))
     if side == 0 or side * side != count:
         raise ValueError(
-            f"insert: {tokens.shape[1]} tokens {place} less {prefix} prefix tokens form no square grid, and the backbone "
-            "has no patch_embed.grid_size of that many"
+            f"insert: {tokens.shape[1]} tokens {place} less {prefix} prefix tokens form no square grid, "
+            "and the backbone has no patch_embed.grid_size of that many"
         )
     return prefix, (side, side)
 

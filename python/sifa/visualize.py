@@ -209,12 +209,13 @@ def _run(model: nn.Module, frames: Tensor, layer: SIFA) -> tuple[Tensor, _Affine
     hooks.append(layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach())))
     parameter = next(model.parameters())
     preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             model.eval()(preprocessing(frames.unsqueeze(0)).to(parameter))
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
         for hook in hooks:
             hook.remove()
     clip = seen[0]

@@ -1,12 +1,11 @@
 """Insertion: where SIFA goes, what it sees, that nothing else changes, and what the errors say."""
 
 import pytest
+import sifa
 import timm
 import torch
-from torch import Tensor, nn
-
-import sifa
 from sifa.insertion import InsertedSIFA, set_num_steps
+from torch import Tensor, nn
 
 STEPS = 3
 
@@ -179,7 +178,8 @@ def test_configuration_dtype_and_mode_are_passed_on():
     block = backbone.second.sifa
     assert (block.kernel_size, block.frame_shift, block.edge) == (5, -1, "skip")
     assert block.conv_offset.weight.dtype == torch.float64
-    assert backbone.second.training and not backbone.first.training
+    assert backbone.second.training
+    assert not backbone.first.training
     assert backbone(frames().double()).dtype == torch.float64
 
 
@@ -188,7 +188,8 @@ def test_a_dry_run_changes_no_state():
     sifa.insert(backbone, "2", STEPS, example=frames(1))
     assert torch.equal(backbone[1].running_mean, torch.zeros(4))
     assert int(backbone[1].num_batches_tracked) == 0
-    assert not backbone[0]._forward_pre_hooks and backbone[1].training
+    assert not backbone[0]._forward_pre_hooks
+    assert backbone[1].training
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,8 @@ def test_timm_backbones_script_and_export(name, where, layout):
     plain = backbone(example)
     sifa.insert(backbone, where, STEPS, example=example)
     inserted = [module for module in backbone.modules() if isinstance(module, InsertedSIFA)]
-    assert inserted and all(module.layout == layout for module in inserted)
+    assert inserted
+    assert all(module.layout == layout for module in inserted)
     randomise(backbone)
     with torch.no_grad():
         expected = backbone(example)

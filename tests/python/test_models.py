@@ -1,17 +1,16 @@
-"""The registered models: what they are made of, that every engine agrees on them, and what their errors say."""
+"""The registered models: what they are made of, that every engine agrees, and what their errors say."""
 
 import json
 
 import pytest
+import sifa
 import torch
 from safetensors.torch import save_file
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import sifa
 from sifa.insertion import InsertedSIFA
 from sifa.models import VideoClassifier, model_card
 from sifa.models.classifier import stack_frames
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FRAMES = 8
 
@@ -40,7 +39,12 @@ def test_script_freeze_and_export_equal_eager(model):
         scripted = torch.jit.script(model)
         frozen = torch.jit.freeze(scripted)
         exported = torch.export.export(model, (clips(),)).module()
-        for engine in (scripted, frozen, frozen, exported):  # the second run of a frozen graph is the optimised one
+        for engine in (
+            scripted,
+            frozen,
+            frozen,
+            exported,
+        ):  # the second run of a frozen graph is the optimised one
             torch.testing.assert_close(engine(clips()), expected, rtol=1e-3, atol=1e-4)
         assert not torch.allclose(expected[0], expected[1], atol=1e-2)
 
@@ -85,7 +89,7 @@ def test_where_sifa_is(name, options, expected):
 
 
 def test_the_stem_is_the_published_one():
-    """A 2-D convolution of stacked frames with the parameters, and the result, of Conv3d(3, 64, (4, 7, 7))."""
+    """A 2-D convolution of stacked frames with the parameters and the result of a Conv3d."""
     convolution = small("sifa_resnet50").backbone.conv1
     published = nn.Conv3d(3, 64, (4, 7, 7), stride=(4, 2, 2), padding=(0, 3, 3), bias=False)
     assert convolution.weight.numel() == published.weight.numel()
@@ -124,7 +128,7 @@ class _Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["sifa_tiny", "sifa_resnet50"])
 def test_features_stay_channels_last_without_copies(name):
-    """One copy, that stacks the frames; from there on the whole network reads and writes channels-last in place."""
+    """One copy, that stacks the frames; from there on the network reads and writes channels-last in place."""
     model = small(name)
     formats = []
     for module in model.modules():
@@ -134,7 +138,8 @@ def test_features_stay_channels_last_without_copies(name):
             )
     with torch.no_grad(), _Copies() as copies:
         model(clips())
-    assert len(formats) > 10 and all(formats)
+    assert len(formats) > 10
+    assert all(formats)
     assert len(copies.seen) == 1
 
 
@@ -195,7 +200,10 @@ def test_bad_clips(clip, message):
         ({"kernel": 3}, "unknown model option 'kernel'; known: stages, dropout, kernel_size, dilation"),
         ({"residual": False}, "unknown model option 'residual'"),
         ({"kernel_size": 2}, "kernel_size must be odd"),
-        ({"pretrained": "imagenet"}, r"a tag of sifa_tiny \(it has: 'motion'\) or the path of a .safetensors file"),
+        (
+            {"pretrained": "imagenet"},
+            r"a tag of sifa_tiny \(it has: 'motion'\) or the path of a .safetensors file",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -1,4 +1,4 @@
-"""The motion task: what the labels mean, that one frame tells nothing, and how well the bundled weights solve it."""
+"""The motion task: what the labels mean, that one frame tells nothing, what the bundled weights reach."""
 
 import dataclasses
 import pathlib
@@ -6,13 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
-from torchcodec.decoders import VideoDecoder
-
 import sifa
+import torch
 from sifa.data import motion
 from sifa.data.sampling import frame_indices
+from torch import Tensor
+from torchcodec.decoders import VideoDecoder
 
 BENCHMARK = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "motion"
 
@@ -58,7 +57,14 @@ def label_of(clip: Tensor) -> str:
         cx, cy = (light * x).sum(), (light * y).sum()
         xx, yy = (light * (x - cx) ** 2).sum().item(), (light * (y - cy) ** 2).sum().item()
         xy = (light * (x - cx) * (y - cy)).sum().item()
-        return {"x": cx.item(), "y": cy.item(), "area": area, "xx": xx, "yy": yy, "angle": np.arctan2(2 * xy, xx - yy)}
+        return {
+            "x": cx.item(),
+            "y": cy.item(),
+            "area": area,
+            "xx": xx,
+            "yy": yy,
+            "angle": np.arctan2(2 * xy, xx - yy),
+        }
 
     a, b = moments(clip[0]), moments(clip[7])
     if abs(b["x"] - a["x"]) > 2:
@@ -93,7 +99,9 @@ def test_a_pair_is_the_same_frames_in_another_order(pair):
 def test_rendering_is_deterministic_and_labels_share_the_scene():
     for name, value in dataclasses.asdict(motion.make_scene(7)).items():
         assert np.array_equal(value, dataclasses.asdict(motion.make_scene(7))[name])
-    assert torch.equal(motion.render_video("grow-then-shrink", 7, 48), motion.render_video(6, motion.make_scene(7), 48))
+    assert torch.equal(
+        motion.render_video("grow-then-shrink", 7, 48), motion.render_video(6, motion.make_scene(7), 48)
+    )
     assert not torch.equal(motion.render_clip(6, 7, 48), motion.render_clip(6, 8, 48))
     assert len({motion.render_video(label, 7, 32).shape for label in motion.LABELS}) == 1
 
@@ -104,7 +112,8 @@ def test_the_centre_of_a_video_is_the_labelled_clip():
         video, clip = motion.render_video(seed % 10, seed, 32), motion.render_clip(seed % 10, seed, 32)
         lead = motion.make_scene(seed).lead
         leads.add(lead)
-        assert 16 <= lead < 32 and len(video) == 16 + 2 * lead
+        assert 16 <= lead < 32
+        assert len(video) == 16 + 2 * lead
         assert torch.equal(video[frame_indices(len(video), 16, 1)], clip)
         assert torch.equal(video[16:], video[:-16])  # the same motion before and after
     assert len(leads) > 8
@@ -118,7 +127,7 @@ def test_any_size_shows_the_same_scene():
 
 
 def single_frame_accuracy(frame: int, scenes: list[motion.Scene]) -> float:
-    """Held-out top-1 of a linear classifier of one frame: its pixels' covariance over space, and its brightness."""
+    """Held-out top-1 of a linear classifier of one frame: its coarse pixels, its contrast and its edges."""
     rows = []
     for scene in scenes:
         for label in range(10):
@@ -137,7 +146,7 @@ def single_frame_accuracy(frame: int, scenes: list[motion.Scene]) -> float:
 
 
 def test_one_frame_does_not_tell_the_label():
-    """At chance, 10 %, on 500 held-out images; their standard error is 1.3 %, the bound three of them away."""
+    """At chance, 10 %, on 500 held-out images; the standard error is 1.3 %, the bound three of them away."""
     scenes = [motion.make_scene(seed) for seed in range(100)]
     assert single_frame_accuracy(0, scenes) < 0.14
     assert single_frame_accuracy(8, scenes) < 0.14
@@ -172,7 +181,9 @@ def test_errors(tmp_path):
             motion.render_clip(label, 0)
     with pytest.raises(ValueError, match="lead must be at least 0, got -1"):
         motion.render_video(0, 0, lead=-1)
-    with pytest.raises(ValueError, match=r"frames must be uint8 \(F, H, W, 3\), got torch.float32 \(4, 3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"frames must be uint8 \(F, H, W, 3\), got torch.float32 \(4, 3, 8, 8\)"
+    ):
         motion.write_video(tmp_path / "video.mp4", torch.zeros(4, 3, 8, 8))
 
 
@@ -194,19 +205,26 @@ def test_augmentation_maps_the_labels(benchmark, label):
 def test_bundled_weights_on_encoded_videos(benchmark):
     """100 held-out videos through H.264.
 
-    The full check, benchmarks/motion/evaluate.py, takes 1,000. The weights reach 95 % there: of 100 videos, at least 88
-    are then right with probability 0.998 (binomial), and here the bound is 90. Without the aggregates, a pair's two
-    labels get the same answer: at most 50 of 100 are right but for the codec's noise, the bound is 55 plus two
+    The full check, benchmarks/motion/evaluate.py, takes 1,000. The weights reach 95 % there: of 100 videos,
+    at least 88 are then right with probability 0.998 (binomial), and here the bound is 90. Without the
+    aggregates, a pair's two
+    labels get the same answer: at most 50 of 100 are right but for the codec's noise, the bound is 55 plus
+        two
     standard errors (5 each).
     """
     clips, _, evaluate = benchmark
-    videos = [clips.through_codec((clips.HELD_OUT_SEED + scene, label)) for scene in range(10) for label in range(10)]
+    videos = [
+        clips.through_codec((clips.HELD_OUT_SEED + scene, label))
+        for scene in range(10)
+        for label in range(10)
+    ]
     frames, labels = torch.from_numpy(np.stack(videos)), torch.arange(10).repeat(10)
     model = sifa.create_model("sifa_tiny", pretrained="motion").eval()
     assert model.labels == list(motion.LABELS)
     assert (evaluate.predict(model, frames) == labels).sum() >= 90
     offsets = evaluate.mean_offsets(model, frames[::10])
-    assert len(offsets) == 3 and max(offsets.values()) > 0.1
+    assert len(offsets) == 3
+    assert max(offsets.values()) > 0.1
     assert (evaluate.predict(evaluate.without_aggregate(model), frames) == labels).sum() <= 65
 
 

@@ -6,14 +6,16 @@ import ctypes.util
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from make_runtime_data import LABELS, NUM_FRAMES, make_data, pattern
+from make_runtime_data import LABELS, make_data, pattern
 
 import sifa
 from sifa.artifact import load_artifact
@@ -165,11 +167,13 @@ def test_truncated_and_changed_models(data: Path, tmp_path: Path) -> None:
     for size in (3, 1000, len(content) // 2, len(content) - 1):
         model.write_bytes(content[:size])
         assert_fails(sifa_run(model, data / "clip.mkv"), 5, model, "damaged or truncated")
-    weights = content.index(b"/data/0") + len(b"/data/0")
+    with zipfile.ZipFile(data / "model.pt") as archive:
+        weights = max(archive.infolist(), key=lambda entry: entry.file_size * ("constants/" in entry.filename))
+    name_size, extra_size = struct.unpack_from("<HH", content, weights.header_offset + 26)
     changed = bytearray(content)
-    changed[weights + 80] ^= 1
+    changed[weights.header_offset + 30 + name_size + extra_size + weights.file_size // 2] ^= 1
     model.write_bytes(changed)
-    assert_fails(sifa_run(model, data / "clip.mkv"), 5, model, "the checksum of entry data/0 does not match")
+    assert_fails(sifa_run(model, data / "clip.mkv"), 5, model, "checksum", weights.filename.split("/", 1)[1])
 
 
 @pytest.mark.parametrize(
@@ -188,7 +192,7 @@ def test_bad_videos(data: Path, video: str, code: int, part: str) -> None:
 
 @pytest.mark.parametrize("device", ["", "gpu", "cpu:7", "cuda:99", "xpu"])
 def test_bad_devices(data: Path, device: str) -> None:
-    assert_fails(sifa_run(data / "model.pt", data / "clip.mkv", "--device", device), 10, f'"{device}"' if device != "cuda:99" else device)
+    assert_fails(sifa_run(data / "model.pt", data / "clip.mkv", "--device", device), 10, "device", device)
 
 
 def test_bad_operator_libraries(data: Path, tmp_path: Path) -> None:
@@ -257,4 +261,3 @@ def test_cmake_example(data: Path, tmp_path: Path) -> None:
     result = subprocess.run([program, data / "text.pt", data / "clip.mkv"], capture_output=True, text=True)
     assert result.returncode == 4
     assert "not a SIFA model" in result.stderr
-    assert NUM_FRAMES == 4

@@ -25,6 +25,9 @@ struct Video {
 /// once (twice if the container was wrong) and only the clip is kept in memory. Needs libsifa_video.so beside
 /// libsifa_runtime.so (a build with SIFA_VIDEO=ON) and OpenCV; both are loaded by the first call.
 ///
+/// OpenCV and FFmpeg may write of a bad file to standard error; OPENCV_FFMPEG_LOGLEVEL=-8 and OPENCV_LOG_LEVEL=SILENT in
+/// the environment keep them quiet, as `sifa-run` does.
+///
 /// Throws Error: kInvalidArgument, kFileNotFound, kVideoCannotBeOpened (also: no libsifa_video.so), kVideoHasNoFrames.
 SIFA_API Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride = 1);
 

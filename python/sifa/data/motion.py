@@ -1,17 +1,19 @@
 """Short synthetic videos whose class is the *order* of two opposite motions, rendered from a seed.
 
-A scene is a textured background and two textured, irregular objects on a torus. Everything in it is periodic in time
-with a period of 16 frames: the labelled motion is a triangle wave (eight frames one way, eight frames back), all the
-rest oscillates with random phases. The two labels of a pair ("right-then-left" and "left-then-right") are therefore
-the *same sixteen frames*, cyclically shifted by eight. What follows from that, and why it is built so:
+A scene is a textured background and two textured, irregular objects on a torus. Everything in it is periodic
+in time with a period of 16 frames: the labelled motion is a triangle wave (eight frames one way, eight frames
+back), all the rest oscillates with random phases. The two labels of a pair ("right-then-left" and
+"left-then-right") are therefore the *same sixteen frames*, cyclically shifted by eight. What follows from
+that, and why it is built so:
 
-* A network that averages over time steps without mixing them sees the same set of steps for both labels of a pair: it
-  cannot exceed 50 %, whatever its stem. Only a network that relates one step to the next can.
-* Every property that a label may move (place, angle, size, shape) has, under every other label, a value from the same
+* A network that averages over time steps without mixing them sees the same set of steps for both labels of a
+  pair: it cannot exceed 50 %, whatever its stem. Only a network that relates one step to the next can.
+* Every property that a label may move (place, angle, size, shape) has, under every other label, a value from
+  the same
   distribution: one frame tells neither the order nor which property moves.
-* A video surrounds the labelled frames with the same periodic motion, as many frames before as after. A codec is then
-  in its steady state at the labelled frames, and the first key frame, which lies at a random phase of the motion,
-  tells nothing.
+* A video surrounds the labelled frames with the same periodic motion, as many frames before as after. A codec
+  is then in its steady state at the labelled frames, and the first key frame, which lies at a random phase of
+  the motion, tells nothing.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ LABELS = (
 
 NUM_OBJECTS = 2
 
-# Half the travel of each motion, (least, most): frame widths, frame widths, radians, log size, log aspect ratio.
-# At 112 pixels the translations run at 1.25 to 5 pixels per frame, 5 to 20 per step of a stem of temporal stride 4.
+# Half the travel of each motion, (least, most): frame widths, frame widths, radians, log size, log aspect
+# ratio. At 112 pixels the translations run at 1.25 to 5 pixels per frame, 5 to 20 per step of a stem of
+# temporal stride 4.
 _AMPLITUDE = np.array([(0.039, 0.156), (0.039, 0.156), (0.45, 1.2), (0.18, 0.35), (0.18, 0.35)])
-# Which motion a label moves, and the sign of its first half (y grows downwards; a positive angle is clockwise).
+# Which motion a label moves, and the sign of its first half (y grows downwards; a positive angle is
+# clockwise).
 _MOTION = ((0, 1), (0, -1), (1, -1), (1, 1), (2, 1), (2, -1), (3, 1), (3, -1), (4, 1), (4, -1))
 
 
@@ -58,7 +62,8 @@ class Scene:
         outline: (objects, 3, 2) cosine and sine amplitudes of the outline's harmonics 2, 3 and 5.
         amplitude: (objects, 5) half travel of each motion, should it be the labelled one.
         rest: (objects, 5) place in -1..1 along each motion's travel while it is not the labelled one.
-        wobble: (objects, 5, 2) cosine and sine amplitudes of an oscillation of period 8 that every motion has.
+        wobble: (objects, 5, 2) cosine and sine amplitudes of an oscillation of period 8 that every motion
+            has.
         object_texture: (objects, 3, 9, 5) Fourier coefficients; object_colour: (objects, 3).
         background_texture: (3, 25, 13) Fourier coefficients; background_colour: (3,).
         background_path: (2 axes, 2 harmonics, 2) cosine and sine amplitudes of the background's movement.
@@ -128,7 +133,9 @@ def render_clip(label: str | int, scene: Scene | int, size: int = 112) -> torch.
     return clip if first > 0 else clip.roll(PERIOD // 2, 0)
 
 
-def render_video(label: str | int, scene: Scene | int, size: int = 112, lead: int | None = None) -> torch.Tensor:
+def render_video(
+    label: str | int, scene: Scene | int, size: int = 112, lead: int | None = None
+) -> torch.Tensor:
     """Renders a whole video: the labelled frames in its middle, periodic motion before and after.
 
     The sampling rule (centre, 16 frames, stride 1) picks exactly the frames that :func:`render_clip` returns.
@@ -179,19 +186,21 @@ def _circle(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def _texture(rng: np.random.Generator, shape: tuple[int, ...], highest: int, exponent: float) -> np.ndarray:
     """Fourier coefficients (..., 2 highest + 1, highest + 1) of unit-variance noise with random phases.
 
-    Rows are vertical frequencies -highest..highest, columns horizontal ones 0..highest, in cycles per tile; the
-    amplitude falls with frequency to the power of -exponent.
+    Rows are vertical frequencies -highest..highest, columns horizontal ones 0..highest, in cycles per tile;
+    the amplitude falls with frequency to the power of -exponent.
     """
     fy, fx = np.meshgrid(np.arange(-highest, highest + 1), np.arange(highest + 1), indexing="ij")
     frequency = np.hypot(fy, fx)
-    amplitude = np.where((frequency > 0) & (frequency <= highest), np.maximum(frequency, 1.0) ** -exponent, 0.0)
+    amplitude = np.where(
+        (frequency > 0) & (frequency <= highest), np.maximum(frequency, 1.0) ** -exponent, 0.0
+    )
     amplitude /= np.sqrt(np.sum(2 * amplitude**2))
     phase = rng.uniform(0, 2 * math.pi, size=shape + frequency.shape)
     return amplitude * np.exp(1j * phase)
 
 
 def _triangle(frame: np.ndarray) -> np.ndarray:
-    """The labelled motion: -1 to 1 over frames 0..7, back over frames 8..15, at half-integers of a triangle wave."""
+    """The labelled motion: -1 to 1 over frames 0..7, and back over frames 8..15."""
     step = np.where(frame < PERIOD // 2, frame, PERIOD - 1 - frame)
     return 2.0 * step / (PERIOD // 2 - 1) - 1.0
 
@@ -199,7 +208,8 @@ def _triangle(frame: np.ndarray) -> np.ndarray:
 def _tile(coefficients: np.ndarray, size: int, shift: np.ndarray | None = None) -> torch.Tensor:
     """Renders periodic noise (..., size, size) from its Fourier coefficients.
 
-    With ``shift`` (F, 2), the translation (x, y) in tiles of each of F frames, the result is (F, ..., size, size).
+    With ``shift`` (F, 2), the translation (x, y) in tiles of each of F frames, the result is (F, ..., size,
+    size).
     """
     highest = coefficients.shape[-1] - 1
     spectrum = torch.from_numpy(coefficients.astype(np.complex64))
@@ -221,7 +231,8 @@ def _render_period(scene: Scene, motion: int, size: int) -> torch.Tensor:
     turn = 2 * math.pi * time / PERIOD
     path = scene.background_path
     shift = sum(
-        path[None, :, h, 0] * np.cos((h + 1) * turn)[:, None] + path[None, :, h, 1] * np.sin((h + 1) * turn)[:, None]
+        path[None, :, h, 0] * np.cos((h + 1) * turn)[:, None]
+        + path[None, :, h, 1] * np.sin((h + 1) * turn)[:, None]
         for h in range(2)
     )
     image = 0.35 * _tile(scene.background_texture, size, shift)
@@ -231,9 +242,14 @@ def _render_period(scene: Scene, motion: int, size: int) -> torch.Tensor:
     for n in range(len(scene.radius)):
         along = np.repeat(scene.rest[n][None], PERIOD, 0)
         along[:, motion] = _triangle(time)
-        wobble = np.cos(2 * turn)[:, None] * scene.wobble[n, :, 0] + np.sin(2 * turn)[:, None] * scene.wobble[n, :, 1]
+        wobble = (
+            np.cos(2 * turn)[:, None] * scene.wobble[n, :, 0]
+            + np.sin(2 * turn)[:, None] * scene.wobble[n, :, 1]
+        )
         state = scene.amplitude[n] * along + wobble
-        x, y, angle, grow, widen = torch.from_numpy(state.astype(np.float32)).reshape(PERIOD, 5, 1, 1).unbind(1)
+        x, y, angle, grow, widen = (
+            torch.from_numpy(state.astype(np.float32)).reshape(PERIOD, 5, 1, 1).unbind(1)
+        )
         # The pixel's place relative to the object's centre, on the torus, then in the object's own frame.
         dx = torch.remainder(pixel[None, None, :] - float(scene.position[n, 0]) - x + 0.5, 1.0) - 0.5
         dy = torch.remainder(pixel[None, :, None] - float(scene.position[n, 1]) - y + 0.5, 1.0) - 0.5
@@ -242,10 +258,12 @@ def _render_period(scene: Scene, motion: int, size: int) -> torch.Tensor:
         u = torch.cos(angle) * dx + torch.sin(angle) * dy
         v = torch.cos(angle) * dy - torch.sin(angle) * dx
         distance = torch.sqrt(u * u + v * v).clamp_min(1e-6)
-        around = torch.complex(u / distance, v / distance)  # powers of it are the harmonics of the polar angle
+        around = torch.complex(
+            u / distance, v / distance
+        )  # powers of it are the harmonics of the polar angle
         second, third = around * around, around * around * around
         edge = torch.ones_like(u)
-        for turned, (a, b) in zip((second, third, second * third), scene.outline[n].tolist()):
+        for turned, (a, b) in zip((second, third, second * third), scene.outline[n].tolist(), strict=True):
             edge = edge + a * turned.real + b * turned.imag
         radius = float(scene.radius[n])
         inside = ((edge * radius - distance) * size + 0.5).clamp(0, 1)  # one pixel of antialiasing

@@ -1,4 +1,4 @@
-"""The clip classifier that every model is: frames stacked into steps, a 2-D backbone, an average over the steps."""
+"""The clip classifier that every model is: frames stacked into steps, a 2-D backbone, a mean over steps."""
 
 from typing import Any
 
@@ -9,34 +9,36 @@ from ..insertion import set_num_steps
 
 
 def stack_frames(clip: Tensor, stride: int) -> Tensor:
-    """Stacks every ``stride`` frames of clips (N, C, T, H, W) into one image: (N * T / stride, C * stride, H, W).
+    """Stacks every ``stride`` frames of clips (N, C, T, H, W) into one image: (N * T / stride, C * stride, H,
+    W).
 
-    Channel ``c * stride + i`` is channel c of the i-th of the stacked frames, so a ``Conv2d`` on the result computes what
-    a ``Conv3d`` of temporal kernel and stride ``stride`` computes on the clip, with the same weights reshaped. The
-    result is channels-last, from one copy.
+    Channel ``c * stride + i`` is channel c of the i-th of the stacked frames, so a ``Conv2d`` on the result
+    computes what a ``Conv3d`` of temporal kernel and stride ``stride`` computes on the clip, with the same
+    weights reshaped. The result is channels-last, from one copy.
     """
     n, c, t, h, w = clip.shape
-    steps = clip.view(n, c, t // stride, stride, h, w) if clip.is_contiguous() else clip.unflatten(2, [-1, stride])
+    steps = clip.unflatten(2, [t // stride, stride])
     pixels = steps.permute(0, 2, 4, 5, 1, 3).reshape(n * (t // stride), h, w, c * stride)
     return pixels.permute(0, 3, 1, 2)
 
 
 class VideoClassifier(nn.Module):
-    """Classifies clips (N, 3, T, H, W), float, normalised with ``mean`` and ``std``, into logits (N, num_classes).
+    """Classifies clips (N, 3, T, H, W), normalised with ``mean`` and ``std``, into logits (N, num_classes).
 
-    The forward raises ValueError for any rank, channels or T but those stated: folded into the batch of the backbone, a
-    clip of the wrong length would pass silently as more clips.
+    The forward raises ValueError for any rank, channels or T but those stated: folded into the batch of the
+    backbone, a clip of the wrong length would pass silently as more clips.
 
     Args:
-        backbone: from images of ``3 * temporal_stride`` channels, (N * num_steps, 3 * temporal_stride, H, W), to
-            features (N * num_steps, num_features), with SIFA inserted.
+        backbone: from images of ``3 * temporal_stride`` channels, (N * num_steps, 3 * temporal_stride, H, W),
+            to features (N * num_steps, num_features), with SIFA inserted.
         num_features: its output channels.
         num_classes, num_frames: classes, and frames of a clip; a multiple of ``temporal_stride``.
         temporal_stride: frames that the stem turns into one step.
         dropout: probability, before the last layer.
 
     Attributes:
-        name, config: what :func:`sifa.create_model` needs to make the model again; ``config`` can be written as JSON.
+        name, config: what :func:`sifa.create_model` needs to make the model again; ``config`` can be written
+            as JSON.
         input_size: (H, W) that it was made for, in pixels.
         crop_fraction: the part of a frame that the centre crop keeps: frames are resized to a short side of
             ``round(H / crop_fraction)`` first.
@@ -93,7 +95,8 @@ class VideoClassifier(nn.Module):
             raise ValueError(f"clip must be (N, 3, T, H, W), got {list(clip.shape)}")
         if clip.shape[2] != self.num_frames:
             raise ValueError(
-                f"clip must have {self.num_frames} frames, got {clip.shape[2]}; use set_num_frames to change the model"
+                f"clip must have {self.num_frames} frames, got {clip.shape[2]}; use set_num_frames "
+                "to change the model"
             )
         features = self.backbone(stack_frames(clip, self.temporal_stride))
         steps = self.num_frames // self.temporal_stride

@@ -26,8 +26,10 @@ class ModelCard:
         name: for :func:`create_model`.
         summary: one sentence.
         build: called with ``num_classes``, ``num_frames`` and the model's options.
-        num_classes, num_frames, frame_stride: defaults; a clip is ``num_frames`` frames, ``frame_stride`` apart.
-        input_size: (H, W) in pixels; frames are resized to a short side of ``round(H / crop_fraction)`` and cropped.
+        num_classes, num_frames, frame_stride: defaults; a clip is ``num_frames`` frames, ``frame_stride``
+            apart.
+        input_size: (H, W) in pixels; frames are resized to a short side of ``round(H / crop_fraction)`` and
+            cropped.
         crop_fraction, mean, std: see :class:`VideoClassifier`.
         weights: tag of each bundled set of weights and its file in ``sifa/weights``, without the extension.
     """
@@ -89,7 +91,11 @@ def model_card(name: str) -> ModelCard:
     """The card of a model. Raises ValueError, with the closest names, if there is none of that name."""
     if name not in _CARDS:
         close = difflib.get_close_matches(name, _CARDS, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(list_models())}"
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else f"known: {', '.join(list_models())}"
+        )
         raise ValueError(f"no model is called {name!r}; {hint}")
     return _CARDS[name]
 
@@ -106,10 +112,10 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes, num_frames: the card's by default; ``num_frames`` is what the user feeds and a multiple of the stem's
-            temporal stride of 4.
-        pretrained: tag of bundled weights (``"motion"`` for ``sifa_tiny``), or the path of a safetensors file with a
-            state dict of this model. None leaves the random initialisation.
+        num_classes, num_frames: the card's by default; ``num_frames`` is what the user feeds and a multiple
+            of the stem's temporal stride of 4.
+        pretrained: tag of bundled weights (``"motion"`` for ``sifa_tiny``), or the path of a safetensors file
+            with a state dict of this model. None leaves the random initialisation.
         **config: options of the model: see :func:`sifa.models.resnet.resnet`.
 
     Raises:

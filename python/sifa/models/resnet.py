@@ -1,4 +1,4 @@
-"""SIFA-Net: timm's ResNets on stacked frames, with SIFA inserted into the odd blocks of their later stages."""
+"""SIFA-Net: timm's ResNets on stacked frames, with SIFA inserted into odd blocks of their later stages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from ..modules import SIFA
 from .classifier import VideoClassifier
 
 TEMPORAL_STRIDE = 4
-"""Frames per step: the published stem is a Conv3d(3, 64, (4, 7, 7), stride (4, 2, 2), padding (0, 3, 3), bias=False)."""
+"""Frames per step: the published stem is a Conv3d(3, 64, (4, 7, 7), stride (4, 2, 2), padding (0, 3, 3))."""
 
-# What insertion decides itself: channels come from the backbone, and a place inside a block keeps the features.
-_SIFA_OPTIONS = tuple(name for name in inspect.signature(SIFA).parameters if name not in ("channels", "residual"))
+# What insertion decides itself: channels come from the backbone, and a place inside a block keeps the
+# features.
+_SIFA_OPTIONS = tuple(
+    name for name in inspect.signature(SIFA).parameters if name not in ("channels", "residual")
+)
 
 
 def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
@@ -30,8 +33,9 @@ def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) 
     Args:
         backbone: timm's name of a ResNet.
         num_classes, num_frames: see :class:`VideoClassifier`.
-        **options: ``stages`` (default 2, 3, 4) whose odd blocks get SIFA, none for the plain 2-D network; ``dropout``
-            before the classifier (0.5); and those of :class:`sifa.SIFA` but ``channels`` and ``residual``.
+        **options: ``stages`` (default 2, 3, 4) whose odd blocks get SIFA, none for the plain 2-D network;
+            ``dropout`` before the classifier (0.5); and those of :class:`sifa.SIFA` but ``channels`` and
+            ``residual``.
 
     Raises:
         ValueError: an option that does not exist or is out of its range.
@@ -43,7 +47,8 @@ def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) 
 
 
 def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
-    """A narrow ResNet of six basic blocks; its stem has the spatial stride 4 at once, and stage 1 is left out.
+    """A narrow ResNet of six basic blocks; its stem has the spatial stride 4 at once, and stage 1 is left
+    out.
 
     The parameters are those of :func:`resnet`; ``dropout`` is 0.1 by default.
     """
@@ -88,5 +93,12 @@ def _classifier(
     model = VideoClassifier(network, network.num_features, num_classes, num_frames, TEMPORAL_STRIDE, dropout)
     if where:
         steps = num_frames // TEMPORAL_STRIDE
-        insert(network, where, steps, layout="NCHW", example=torch.zeros(steps, 3 * TEMPORAL_STRIDE, 32, 32), **sifa)
+        insert(
+            network,
+            where,
+            steps,
+            layout="NCHW",
+            example=torch.zeros(steps, 3 * TEMPORAL_STRIDE, 32, 32),
+            **sifa,
+        )
     return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,218 @@
+"""Measures sifa.inter_frame_attention against the same function made of PyTorch's own operators.
+
+python benchmarks/operator.py [--json FILE] [--device cuda]
+
+The rivals, all of one formulation each and all checked against the reference in the same run:
+
+* ``fused``: the operator of this package;
+* ``grid_sample``: all k² taps of all frames in one call of ``torch.nn.functional.grid_sample``, the form that
+  people write; eager, and compiled with ``torch.compile``;
+* ``reference``: ``sifa.reference.inter_frame_attention``, written to be read and not to be fast.
+
+They are timed in turns, one call each per round, so that whatever else the machine does falls on all of them.
+Printed are the median and the quartiles over the rounds, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path.pop(0)  # This file's folder: it would hide the standard library's `operator`.
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import sifa
+import torch
+from sifa import reference
+from torch import Tensor
+from torch.nn import functional
+
+KERNEL_SIZE = 3
+NUM_CLIPS, NUM_STEPS = 8, 4
+# Channels, height and width of a ResNet-50's conv3 inputs at 224 pixels, in its last three stages.
+SHAPES = [(128, 28, 28), (256, 14, 14), (512, 7, 7)]
+# Relative to the largest value of the reference. The grid_sample form rounds its samples to bfloat16.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+Attention = Callable[[Tensor, Tensor], Tensor]
+
+
+def fused(clip: Tensor, offset: Tensor) -> Tensor:
+    """The operator: the clip attends to itself, one frame ahead."""
+    return sifa.inter_frame_attention(clip, clip, offset, KERNEL_SIZE)
+
+
+def plain(clip: Tensor, offset: Tensor) -> Tensor:
+    """The reference implementation."""
+    return reference.inter_frame_attention(clip, clip, offset, KERNEL_SIZE)
+
+
+def grid_sampled(clip: Tensor, offset: Tensor) -> Tensor:
+    """All taps in one ``grid_sample``, whose zero padding is the deformable-convolution rule.
+
+    Positions are float32, as under autocast: bfloat16 cannot tell the pixels of 28 columns apart well enough.
+    """
+    batch, channels, num_steps, height, width = clip.shape
+    num_taps = KERNEL_SIZE**2
+    pixels = clip.transpose(1, 2).flatten(0, 1)  # (N·T, C, H, W), channels last in memory
+    neighbours = torch.cat([clip[:, :, 1:], clip[:, :, -1:]], dim=2).transpose(1, 2).flatten(0, 1)
+    y, x = reference.tap_positions(offset.float(), KERNEL_SIZE).unbind(2)  # each (N, k², T, H, W)
+    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
+    grid = grid.transpose(1, 2).reshape(batch * num_steps, num_taps * height, width, 2)
+    samples = functional.grid_sample(neighbours.float(), grid, align_corners=True).to(clip.dtype)
+    samples = samples.unflatten(2, (num_taps, height))  # (N·T, C, k², H, W)
+    weights = (pixels.unsqueeze(2) * samples).sum(1, keepdim=True) / channels
+    output = pixels + (weights * samples).sum(2)
+    return output.unflatten(0, (batch, num_steps)).transpose(1, 2)
+
+
+def forward(attention: Attention, clip: Tensor, offset: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The output, without a graph."""
+    del gradient
+    with torch.no_grad():
+        return [attention(clip, offset)]
+
+
+def forward_and_backward(
+    attention: Attention, clip: Tensor, offset: Tensor, gradient: Tensor
+) -> list[Tensor]:
+    """The output, and the gradients of clip and offset."""
+    output = attention(clip, offset)
+    return [output.detach(), *torch.autograd.grad(output, (clip, offset), gradient)]
+
+
+def measure(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: str, num_rounds: int
+) -> list[dict[str, object]]:
+    """Time every rival on one shape and one dtype, forward, and forward with backward."""
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def random(num_channels: int) -> Tensor:
+        values = torch.randn(NUM_CLIPS, num_channels, NUM_STEPS, height, width, generator=generator)
+        return values.to(device, dtype).contiguous(memory_format=torch.channels_last_3d)
+
+    clip = random(channels).requires_grad_()
+    offset = random(2 * KERNEL_SIZE**2).float().requires_grad_()  # sigma: 1 pixel
+    gradient = random(channels)
+    torch.compiler.reset()
+    rivals: dict[str, Attention] = {
+        "fused": fused,
+        "grid_sample": grid_sampled,
+        "grid_sample, compiled": torch.compile(grid_sampled),
+        "reference": plain,
+    }
+    rows = []
+    for mode in (forward, forward_and_backward):
+        # In double precision, from the same rounded inputs.
+        exact = mode(
+            plain,
+            *(tensor.detach().double().requires_grad_() for tensor in (clip, offset)),
+            gradient.double(),
+        )
+        for name, attention in rivals.items():
+            check(name, mode(attention, clip, offset, gradient), exact, TOLERANCES[dtype])
+        times: dict[str, list[float]] = {name: [] for name in rivals}
+        for _ in range(num_rounds):
+            for name, attention in rivals.items():
+                synchronize(device)
+                start = time.perf_counter()
+                mode(attention, clip, offset, gradient)
+                synchronize(device)
+                times[name].append(1e3 * (time.perf_counter() - start))
+        for name, values in times.items():
+            low, median, high = statistics.quantiles(values, n=4)
+            rows.append(
+                {
+                    "shape": [NUM_CLIPS, channels, NUM_STEPS, height, width],
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "pass": mode.__name__.replace("_", " "),
+                    "name": name,
+                    "median_ms": median,
+                    "quartiles_ms": [low, high],
+                }
+            )
+    return rows
+
+
+def check(name: str, actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Stop unless what is timed computes what the reference computes."""
+    for what, value, exact in zip(
+        ("output", "clip gradient", "offset gradient"), actual, expected, strict=False
+    ):
+        error = ((value.double() - exact).abs().max() / exact.abs().max()).item()
+        if not error <= tolerance:
+            raise SystemExit(
+                f"{name}: its {what} is off by {error:.1e} of the largest value (allowed: {tolerance})"
+            )
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, if it runs asynchronously."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def processor(device: str) -> str:
+    """The name of the processor that is measured."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def table(rows: list[dict]) -> str:
+    """The measurements as a Markdown table: one line per shape, dtype and pass, one column per rival."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    lines = ["| shape | dtype | pass | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    cells: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        key = ("×".join(map(str, row["shape"])), row["dtype"], row["pass"])
+        low, high = row["quartiles_ms"]
+        cells.setdefault(key, {})[row["name"]] = f"{row['median_ms']:.2f} ({low:.2f}–{high:.2f})"
+    lines += [
+        "| " + " | ".join([*key, *(cell[name] for name in names)]) + " |" for key, cell in cells.items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+
+    report: dict[str, object] = {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor(arguments.device),
+        "versions": {
+            "sifa": sifa.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    print(f"{report['date']}, {report['processor']}")
+    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    print("milliseconds: median (quartiles)\n")
+    rows = []
+    for shape in SHAPES:
+        for dtype in TOLERANCES:
+            rows += measure(shape, dtype, arguments.device, arguments.rounds)
+    print(table(rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

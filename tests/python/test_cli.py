@@ -1,0 +1,155 @@
+"""The `sifa` command: what it prints and writes, and that every failure is one line and an exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import sifa
+import torch
+from safetensors.torch import save_file
+from sifa import cli
+from sifa.artifact import load_artifact
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model.pt"
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["export", "sifa_tiny", "--random-weights", "-o", str(path)])
+    assert exit_.value.code in (0, None)
+    return path
+
+
+def test_export_with_random_weights(exported):
+    artifact = load_artifact(exported)
+    assert artifact.metadata["model"]["name"] == "sifa_tiny"
+    assert artifact.num_frames == 16
+
+
+def test_export_with_weights_and_sizes(run, tmp_path):
+    torch.manual_seed(3)
+    model = sifa.create_model("sifa_tiny", num_classes=3, num_frames=8)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    code, out, err = run(
+        *["export", "sifa_tiny", "-o", tmp_path / "m.pt", "--weights", tmp_path / "weights.safetensors"],
+        *["--num-classes", "3", "--num-frames", "8", "--json"],
+    )
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["path"] == str(tmp_path / "m.pt")
+    assert answer["metadata"]["labels"] == ["class_0", "class_1", "class_2"]
+    artifact = load_artifact(tmp_path / "m.pt")
+    assert artifact.num_frames == 8
+    assert artifact.metadata == answer["metadata"]
+    # The weights are those of the file, not random ones.
+    frames = torch.randint(0, 256, (1, 8, 112, 112, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = sifa.artifact.FrameClassifier(model).eval()(frames)
+    torch.testing.assert_close(artifact(frames), expected, rtol=0, atol=1e-5)
+
+
+def test_export_of_the_bundled_weights(run, tmp_path):
+    code, out, err = run("export", "sifa_tiny", "-o", tmp_path / "model.pt")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{tmp_path / 'model.pt'}: sifa_tiny, 10 classes, ")
+    assert load_artifact(tmp_path / "model.pt").labels[0] == "right-then-left"
+
+
+def test_info_of_a_file(run, exported):
+    code, out, _ = run("info", exported)
+    assert code == 0
+    for words in ("schema_version", "sifa_tiny", "class_0, class_1", "112 x 112", "tolerance 0.001"):
+        assert words in out
+    code, out, _ = run("info", exported, "--json")
+    assert json.loads(out) == load_artifact(exported).metadata
+
+
+def test_info_of_a_model(run):
+    code, out, _ = run("info", "sifa_resnet50")
+    assert code == 0
+    assert "224 x 224" in out
+    code, out, _ = run("info", "sifa_tiny", "--json")
+    card = json.loads(out)
+    assert card["parameters"] == sum(p.numel() for p in sifa.create_model("sifa_tiny").parameters())
+    assert card["weights"] == ["motion"]
+
+
+def test_models(run):
+    code, out, _ = run("models")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == sifa.list_models()
+    code, out, _ = run("models", "--json")
+    assert [card["name"] for card in json.loads(out)] == sifa.list_models()
+
+
+def test_many_labels_are_cut_short():
+    shown = cli._shown("labels", [f"class_{i}" for i in range(400)])
+    assert shown.endswith("class_9, ... (400 in all)")
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, f"sifa {sifa.__version__}\n", "")
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in ("export", "info", "models", "demo"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "sifa_tini", "-o", "m.pt"], "no model is called 'sifa_tini'; did you mean 'sifa_tiny'"),
+        (
+            ["export", "sifa_resnet18", "-o", "m.pt"],
+            "sifa_resnet18 has no bundled weights: give --weights FILE",
+        ),
+        (["export", "sifa_tiny", "-o", "m.pt", "--weights", "no.safetensors"], "no.safetensors"),
+        (
+            ["export", "sifa_tiny", "-o", "m.pt", "--random-weights", "--num-frames", "7"],
+            "multiple of 4, got 7",
+        ),
+        (["export", "sifa_tiny", "-o", "no/m.pt", "--random-weights"], "there is no folder no"),
+        (["info", "missing.pt"], "there is no file missing.pt, and no model of that name: sifa_resnet18, "),
+        (["info", "text.pt"], "text.pt is not a SIFA artifact"),
+    ],
+)
+def test_failures_are_one_line_and_exit_code_1(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.pt").write_text("no model")
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("sifa: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "m.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export"], ["export", "sifa_tiny"], ["nonsense"], ["info", "a", "b"]]
+    + [["export", "sifa_tiny", "-o", "m.pt", "--weights", "w", "--random-weights"]],
+)
+def test_bad_usage_is_exit_code_2(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+
+
+def test_importing_the_command_line_does_not_import_the_models():
+    code = "import sys, sifa.cli; print([n for n in ('timm', 'torchvision', 'PIL') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
