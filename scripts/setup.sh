@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets a Debian or Ubuntu machine up for the Makefile, in three steps that it calls in this order:
-#   setup.sh machine          system packages that are missing, and whether .venv fits what was asked for
-#   setup.sh venv             .venv with torch, the other dependencies and the development tools
-#   setup.sh build BUILD_DIR  the package in .venv: editable, with the C++ runtime
+# Sets a Debian or Ubuntu machine up for the Makefile, in steps that it calls in this order:
+#   setup.sh machine                system packages that are missing, and whether .venv fits what was asked for
+#   setup.sh venv                   .venv with torch, the other dependencies and the development tools
+#   setup.sh build BUILD_DIR        the package in .venv: editable, with the C++ runtime
+#   setup.sh build-tests BUILD_DIR  the C++ tests
 # PYTHON, TORCH and TORCH_INDEX come from the Makefile, empty where not given. Whatever is missing and cannot be
 # installed stops with one sentence that names it.
 set -euo pipefail
@@ -184,24 +185,43 @@ make_venv() {
   pip_install -c "$constraints" "${packages[@]}"
 }
 
+# Runs a command with its output in a log, whose end is shown if it fails.
+logged() {
+  local log=$1
+  shift
+  "$@" >"$log" 2>&1 || {
+    tail -n 60 "$log" >&2
+    stop "the build failed; the whole log is $log"
+  }
+}
+
 build() {
   local directory=$1
   mkdir -p "$directory"
   say "Compiling into .venv (log: $directory/build.log)"
   # --no-deps and --no-build-isolation: the packages of .venv are the ones to build with, and none is replaced.
-  CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} .venv/bin/python -m pip install -v --no-deps \
-    --no-build-isolation --disable-pip-version-check --config-settings=build-dir="$directory" \
-    --config-settings=cmake.define.SIFA_RUNTIME=ON --editable . >"$directory/build.log" 2>&1 || {
-    tail -n 60 "$directory/build.log" >&2
-    stop "the build failed; the whole log is $directory/build.log"
-  }
+  logged "$directory/build.log" .venv/bin/python -m pip install -v --disable-pip-version-check --no-deps \
+    --no-build-isolation --config-settings=build-dir="$directory" --config-settings=cmake.define.SIFA_RUNTIME=ON \
+    --editable .
   # What was decided about the machine: which torch, and whether the CUDA kernels are built.
   sed -nE 's/^ *-- ((torch|CUDA kernels).*)/    \1/p' "$directory/build.log"
 }
+
+# The same build with its tests switched on. SIFA_RUNTIME is named because test_abi.sh builds here without it.
+build_tests() {
+  local directory=$1
+  say "Compiling the C++ tests (log: $directory/tests.log)"
+  logged "$directory/tests.log" .venv/bin/cmake -S . -B "$directory" -DSIFA_TESTS=ON -DSIFA_RUNTIME=ON
+  logged "$directory/tests.log" .venv/bin/cmake --build "$directory"
+}
+
+CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
+export CMAKE_BUILD_PARALLEL_LEVEL
 
 case ${1:-} in
   machine) machine ;;
   venv) make_venv ;;
   build) build "$2" ;;
-  *) stop "usage: scripts/setup.sh machine | venv | build BUILD_DIR" ;;
+  build-tests) build_tests "$2" ;;
+  *) stop "usage: scripts/setup.sh machine | venv | build BUILD_DIR | build-tests BUILD_DIR" ;;
 esac

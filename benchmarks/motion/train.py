@@ -102,7 +102,8 @@ def main() -> None:
     clips, labels = motion_clips.training_clips(arguments.pairs)
     train(model, clips, labels, arguments.epochs, arguments.batch, arguments.rate, arguments.seed)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), arguments.output)
+    # safetensors takes contiguous tensors only, the convolutions are channels-last.
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-// The zip format as far as torch writes it: stored and deflated entries under one top folder, zip64 where needed.
-// Field offsets are those of PKWARE's APPNOTE, sections 4.3.7 (local header) to 4.3.16 (end of central directory).
+// The zip format as far as torch writes it: stored and deflated entries under one top folder, zip64 where
+// needed. Field offsets are those of PKWARE's APPNOTE, sections 4.3.7 (local header) to 4.3.16 (end of
+// central directory).
 #include "archive.h"
 
 #include <zlib.h>
@@ -24,7 +25,8 @@ constexpr std::uint64_t kMaxCommentSize = 0xFFFF;
 
 // Far above any model's, so that a lying directory cannot make the reader allocate without bound.
 constexpr std::uint64_t kMaxDirectorySize = std::uint64_t{64} << 20;
-constexpr std::uint64_t kMaxInflatedSize = std::uint64_t{1} << 30;  // of one deflated entry: only code is deflated
+constexpr std::uint64_t kMaxInflatedSize = std::uint64_t{1}
+                                           << 30;  // of one deflated entry: only code is deflated
 constexpr std::size_t kChunkSize = std::size_t{1} << 20;
 
 const char kLocalHeader[] = "PK\x03\x04";
@@ -117,7 +119,8 @@ void Archive::read_directory() {
   std::uint64_t size = number(tail, end + 12, 4);
   std::uint64_t offset = number(tail, end + 16, 4);
   std::uint64_t directory_end = tail_begin + end;
-  const bool has_zip64 = end >= kZip64LocatorSize && starts_with(tail, end - kZip64LocatorSize, kZip64Locator);
+  const bool has_zip64 =
+      end >= kZip64LocatorSize && starts_with(tail, end - kZip64LocatorSize, kZip64Locator);
   if (has_zip64) {
     directory_end = number(tail, end - kZip64LocatorSize + 8, 8);
     const std::string record = bytes(directory_end, kZip64EndSize);
@@ -150,7 +153,8 @@ void Archive::read_directory() {
     const std::size_t comment_size = number(directory, at + 32, 2);
     entry.header = number(directory, at + 42, 4);
     at += kDirectoryEntrySize;
-    if (directory.size() - at < name_size + extra_size + comment_size) damaged("its directory is not readable");
+    if (directory.size() - at < name_size + extra_size + comment_size)
+      damaged("its directory is not readable");
     const std::string name = directory.substr(at, name_size);
     at += name_size;
 
@@ -199,7 +203,8 @@ void Archive::read_directory() {
   }
 }
 
-// Finds where the bytes of `entry` begin: behind its local header, which repeats the `name` and has fields of its own.
+// Finds where the bytes of `entry` begin: behind its local header, which repeats the `name` and has fields of
+// its own.
 void Archive::locate_data(Entry& entry, const std::string& name, std::uint64_t directory) {
   const std::string header = bytes(entry.header, kLocalHeaderSize);
   const std::uint64_t name_size = number(header, 26, 2);
@@ -215,8 +220,8 @@ void Archive::locate_data(Entry& entry, const std::string& name, std::uint64_t d
 }
 
 const Archive::Entry* Archive::find(const std::string& name) const {
-  const auto found = std::find_if(entries_.begin(), entries_.end(),
-                                  [&](const Entry& entry) { return entry.name == name; });
+  const auto found =
+      std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.name == name; });
   return found == entries_.end() ? nullptr : &*found;
 }
 

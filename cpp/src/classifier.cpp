@@ -1,4 +1,5 @@
-// The public classifier: order of the checks at load, the reference input, and which frames of a video are taken.
+// The public classifier: order of the checks at load, the reference input, and which frames of a video are
+// taken.
 #include "sifa/classifier.h"
 
 #include <chrono>
@@ -14,8 +15,8 @@
 namespace sifa {
 namespace {
 
-// The input whose output the metadata records: the same integers in every language, and somewhat larger than the
-// network's input, so that resize and crop both have work to do (`sifa.artifact.reference_frames`).
+// The input whose output the metadata records: the same integers in every language, and somewhat larger than
+// the network's input, so that resize and crop both have work to do (`sifa.artifact.reference_frames`).
 std::vector<std::uint8_t> reference_frames(std::int64_t num_frames, std::int64_t height, std::int64_t width) {
   std::vector<std::uint8_t> frames;
   frames.reserve(static_cast<std::size_t>(num_frames * height * width * 3));
@@ -38,9 +39,9 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
   const std::vector<std::uint8_t> frames = reference_frames(metadata.num_frames, height, width);
   const std::vector<float> outputs = engine.run({frames.data(), 1, metadata.num_frames, height, width});
   if (outputs.size() != metadata.labels.size()) {
-    throw Error(ErrorCode::kReferenceMismatch, path + " cannot be used: it has " + std::to_string(outputs.size()) +
-                                                   " outputs but " + std::to_string(metadata.labels.size()) +
-                                                   " labels");
+    throw Error(ErrorCode::kReferenceMismatch, path + " cannot be used: it has " +
+                                                   std::to_string(outputs.size()) + " outputs but " +
+                                                   std::to_string(metadata.labels.size()) + " labels");
   }
   double worst = 0.0;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -49,10 +50,12 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
   }
   if (!(worst <= metadata.reference_tolerance)) {
     char numbers[128];
-    std::snprintf(numbers, sizeof numbers, "%.3g, more than the tolerance %.3g", worst, metadata.reference_tolerance);
-    throw Error(ErrorCode::kReferenceMismatch,
-                path + " cannot be used: on the reference input its probabilities differ from those recorded at " +
-                    "export by " + numbers + ": this machine does not compute what was exported");
+    std::snprintf(numbers, sizeof numbers, "%.3g, more than the tolerance %.3g", worst,
+                  metadata.reference_tolerance);
+    throw Error(
+        ErrorCode::kReferenceMismatch,
+        path + " cannot be used: on the reference input its probabilities differ from those recorded at " +
+            "export by " + numbers + ": this machine does not compute what was exported");
   }
 }
 
@@ -70,8 +73,9 @@ struct Classifier::Impl {
 
 Classifier::Classifier(const std::string& path, const ClassifierOptions& options) : impl_(new Impl) {
   if (options.threads < 0) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "threads must be at least 1, or 0 for LibTorch's own choice, got " + std::to_string(options.threads));
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        "threads must be at least 1, or 0 for LibTorch's own choice, got " + std::to_string(options.threads));
   }
   Archive archive(path);
   impl_->metadata = read_metadata(archive, path);
@@ -91,8 +95,8 @@ const Metadata& Classifier::metadata() const { return impl_->metadata; }
 
 std::vector<float> Classifier::classify(const Frames& clips) const {
   const auto refuse = [&](const std::string& why) {
-    throw Error(ErrorCode::kInvalidArgument, "frames must be bytes (" + std::to_string(clips.clips) + " clips, " +
-                                                 std::to_string(impl_->metadata.num_frames) +
+    throw Error(ErrorCode::kInvalidArgument, "frames must be bytes (" + std::to_string(clips.clips) +
+                                                 " clips, " + std::to_string(impl_->metadata.num_frames) +
                                                  " frames, height, width, 3): " + why);
   };
   constexpr std::int64_t kMaxSide = 1 << 16;

@@ -18,8 +18,8 @@ class Engine {
   virtual std::vector<float> run(const Frames& clips) = 0;
 };
 
-/// Loads the graph of the TorchScript file `path`, whose operators have been loaded. Throws Error: kDeviceUnavailable,
-/// kOperatorLibrary, kDamagedModel.
+/// Loads the graph of the TorchScript file `path`, whose operators have been loaded. Throws Error:
+/// kDeviceUnavailable, kOperatorLibrary, kDamagedModel.
 std::unique_ptr<Engine> load_torchscript(const std::string& path, const Metadata& metadata,
                                          const std::string& device);
 

@@ -18,8 +18,8 @@ std::string library_folder() {
 }
 
 void* open_library(const std::string& path, std::string& reason) {
-  // Resolved now, so that a library that does not fit is refused here and not at its first call; local, so that it
-  // cannot change what other libraries of the process find.
+  // Resolved now, so that a library that does not fit is refused here and not at its first call; local, so
+  // that it cannot change what other libraries of the process find.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) reason = dlerror();
   return handle;

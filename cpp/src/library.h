@@ -8,7 +8,8 @@ namespace sifa {
 /// The folder of the shared library that this code is in. Throws Error(kOther).
 std::string library_folder();
 
-/// Loads the shared library `path` and returns its handle; a failure leaves the reason in `reason` and returns null.
+/// Loads the shared library `path` and returns its handle; a failure leaves the reason in `reason` and
+/// returns null.
 void* open_library(const std::string& path, std::string& reason);
 
 }  // namespace sifa

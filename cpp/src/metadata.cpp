@@ -21,17 +21,21 @@ constexpr std::int64_t kMaxFrameStride = 1 << 20;
 constexpr std::int64_t kMaxSide = 1 << 14;
 constexpr std::uint64_t kMaxReferenceSize = std::uint64_t{1} << 30;  // bytes
 
+// A value as it stands in the file, for an error message: ASCII, and not too long.
+std::string quoted(const json& value) {
+  const std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true);
+  return text.size() > 60 ? text.substr(0, 57) + "..." : text;
+}
+
 class FieldReader {
  public:
   FieldReader(const json& object, const std::string& path, const std::string& prefix = "")
       : object_(object), path_(path), prefix_(prefix) {}
 
   [[noreturn]] void refuse(const char* name, const std::string& expected) const {
-    std::string given = "nothing";
-    if (object_.contains(name)) given = object_[name].dump(-1, ' ', false, json::error_handler_t::replace);
-    if (given.size() > 60) given = given.substr(0, 57) + "...";
-    throw Error(ErrorCode::kNotAModel, path_ + " is not a SIFA model that can be used: in its metadata " + prefix_ +
-                                           name + " must be " + expected + ", got " + given);
+    const std::string given = object_.contains(name) ? quoted(object_[name]) : "nothing";
+    throw Error(ErrorCode::kNotAModel, path_ + " is not a SIFA model that can be used: in its metadata " +
+                                           prefix_ + name + " must be " + expected + ", got " + given);
   }
 
   const json& field(const char* name, const std::string& expected, bool (*accept)(const json&)) const {
@@ -48,8 +52,7 @@ class FieldReader {
   }
 
   std::int64_t integer(const char* name, std::int64_t low, std::int64_t high) const {
-    const std::string expected =
-        "an integer from " + std::to_string(low) + " to " + std::to_string(high);
+    const std::string expected = "an integer from " + std::to_string(low) + " to " + std::to_string(high);
     const json& value = field(name, expected, is_integer);
     if (!in_range(value, low, high)) refuse(name, expected);
     return value.get<std::int64_t>();
@@ -59,7 +62,8 @@ class FieldReader {
 
   static bool in_range(const json& value, std::int64_t low, std::int64_t high) {
     // A number beyond the signed range is kept as unsigned, and would wrap when asked for as signed.
-    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(high)) return false;
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(high))
+      return false;
     return value.get<std::int64_t>() >= low && value.get<std::int64_t>() <= high;
   }
 
@@ -72,7 +76,8 @@ class FieldReader {
 Metadata parse(const std::string& text, const std::string& path) {
   const json document = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!document.is_object()) {
-    throw Error(ErrorCode::kNotAModel, path + " is not a SIFA model: its entry " + kEntry + " is not a JSON object");
+    throw Error(ErrorCode::kNotAModel,
+                path + " is not a SIFA model: its entry " + kEntry + " is not a JSON object");
   }
   const FieldReader fields(document, path);
   Metadata metadata;
@@ -80,12 +85,13 @@ Metadata parse(const std::string& text, const std::string& path) {
 
   // First what decides whether the other fields mean what this version thinks they mean.
   const auto unsupported = [&](const std::string& what, const std::string& known) {
-    throw Error(ErrorCode::kUnsupportedSchema, path + " has " + what + ", this version of SIFA reads " + known +
+    throw Error(ErrorCode::kUnsupportedSchema, path + " has " + what + ", this version of SIFA reads " +
+                                                   known +
                                                    "; export the model again, or use the SIFA that wrote it");
   };
   if (!FieldReader::is_integer(fields.field("schema_version", "an integer", FieldReader::is_integer)) ||
       !FieldReader::in_range(document["schema_version"], kSchemaVersion, kSchemaVersion)) {
-    unsupported("schema version " + document["schema_version"].dump(), std::to_string(kSchemaVersion));
+    unsupported("schema version " + quoted(document["schema_version"]), std::to_string(kSchemaVersion));
   }
   metadata.schema_version = kSchemaVersion;
   struct Choice {
@@ -93,13 +99,13 @@ Metadata parse(const std::string& text, const std::string& path) {
     std::string Metadata::* member;
     const char* known;
   };
-  for (const Choice& choice : {Choice{"kind", &Metadata::kind, "clip"},
-                               Choice{"format", &Metadata::format, "torchscript"},
-                               Choice{"sampling", &Metadata::sampling, "center"},
-                               Choice{"precision", &Metadata::precision, "float32"}}) {
+  for (const Choice& choice :
+       {Choice{"kind", &Metadata::kind, "clip"}, Choice{"format", &Metadata::format, "torchscript"},
+        Choice{"sampling", &Metadata::sampling, "center"},
+        Choice{"precision", &Metadata::precision, "float32"}}) {
     metadata.*choice.member = fields.text(choice.name);
     if (metadata.*choice.member != choice.known) {
-      unsupported(std::string(choice.name) + " " + document[choice.name].dump(), choice.known);
+      unsupported(std::string(choice.name) + " " + quoted(document[choice.name]), choice.known);
     }
   }
 
@@ -111,9 +117,8 @@ Metadata parse(const std::string& text, const std::string& path) {
   metadata.operator_schema = fields.text("operator_schema");
 
   const char* kLabels = "a list of at least one string";
-  for (const json& label : fields.field("labels", kLabels, [](const json& value) {
-         return value.is_array() && !value.empty();
-       })) {
+  for (const json& label : fields.field(
+           "labels", kLabels, [](const json& value) { return value.is_array() && !value.empty(); })) {
     if (!label.is_string()) fields.refuse("labels", kLabels);
     metadata.labels.push_back(label.get<std::string>());
   }
@@ -133,7 +138,8 @@ Metadata parse(const std::string& text, const std::string& path) {
   }
 
   const FieldReader reference(fields.object("reference"), path, "reference.");
-  const std::string kOutputs = "a list of " + std::to_string(metadata.labels.size()) + " numbers, one per label";
+  const std::string kOutputs =
+      "a list of " + std::to_string(metadata.labels.size()) + " numbers, one per label";
   const auto is_array = [](const json& value) { return value.is_array(); };
   for (const json& probability : reference.field("probabilities", kOutputs, is_array)) {
     if (!probability.is_number()) reference.refuse("probabilities", kOutputs);

@@ -8,8 +8,8 @@
 
 namespace sifa {
 
-/// The checked metadata in `archive`; `path` names the file in errors. Throws Error: kNotAModel, kUnsupportedSchema.
-/// Does not verify the archive's other entries.
+/// The checked metadata in `archive`; `path` names the file in errors. Throws Error: kNotAModel,
+/// kUnsupportedSchema. Does not verify the archive's other entries.
 Metadata read_metadata(Archive& archive, const std::string& path);
 
 }  // namespace sifa

@@ -10,8 +10,8 @@
 #include <mutex>
 
 #include "library.h"
-#include "sifa/error.h"
 #include "one_line.h"
+#include "sifa/error.h"
 
 namespace sifa {
 namespace {
@@ -39,8 +39,8 @@ void load_operators() {
   const std::lock_guard<std::mutex> lock(mutex);
   const char* given = std::getenv("SIFA_OPS_LIBRARY");
   const bool is_given = given != nullptr && given[0] != '\0';
-  const std::filesystem::path path =
-      is_given ? std::filesystem::absolute(given) : std::filesystem::path(library_folder()) / "libsifa_ops.so";
+  const std::filesystem::path path = is_given ? std::filesystem::absolute(given)
+                                              : std::filesystem::path(library_folder()) / "libsifa_ops.so";
 
   auto found = find_operator();
   if (!found) {
@@ -54,8 +54,8 @@ void load_operators() {
   }
   // Without a GPU there are no CUDA tensors, and the CUDA half is not needed.
   const auto cuda = path.parent_path() / "libsifa_ops_cuda.so";
-  if (!found->hasKernelForDispatchKey(c10::DispatchKey::CUDA) && at::detail::getCUDAHooks().deviceCount() > 0 &&
-      std::filesystem::exists(cuda)) {
+  if (!found->hasKernelForDispatchKey(c10::DispatchKey::CUDA) &&
+      at::detail::getCUDAHooks().deviceCount() > 0 && std::filesystem::exists(cuda)) {
     load(cuda.string(), "");
   }
 }

@@ -8,9 +8,10 @@
 
 namespace sifa {
 
-std::vector<std::int64_t> frame_indices(std::int64_t total, std::int64_t num_frames, std::int64_t frame_stride) {
-  for (const auto& [name, value] :
-       {std::pair{"total", total}, std::pair{"num_frames", num_frames}, std::pair{"frame_stride", frame_stride}}) {
+std::vector<std::int64_t> frame_indices(std::int64_t total, std::int64_t num_frames,
+                                        std::int64_t frame_stride) {
+  for (const auto& [name, value] : {std::pair{"total", total}, std::pair{"num_frames", num_frames},
+                                    std::pair{"frame_stride", frame_stride}}) {
     if (value < 1) {
       throw Error(ErrorCode::kInvalidArgument, std::string("frame_indices: ") + name +
                                                    " must be at least 1, got " + std::to_string(value));

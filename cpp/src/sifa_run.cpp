@@ -48,7 +48,10 @@ std::string as_json(const Arguments& arguments, const sifa::Classifier& classifi
       {"classes", classes},
       {"frames", {{"total", prediction.total_frames}, {"indices", prediction.indices}}},
       {"timings_ms",
-       {{"load", load_ms}, {"decode", prediction.decode_ms}, {"model", prediction.model_ms}, {"total", total_ms}}}};
+       {{"load", load_ms},
+        {"decode", prediction.decode_ms},
+        {"model", prediction.model_ms},
+        {"total", total_ms}}}};
   // A path need not be UTF-8; JSON must.
   return result.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
@@ -63,8 +66,8 @@ std::string as_text(const Arguments& arguments, const sifa::Classifier& classifi
   }
   text << prediction.indices.size() << " frames, " << prediction.indices.front() << " to "
        << prediction.indices.back() << ", of " << prediction.total_frames << "\n";
-  std::snprintf(number, sizeof number, "%.0f ms, decode %.0f ms, model %.0f ms", load_ms, prediction.decode_ms,
-                prediction.model_ms);
+  std::snprintf(number, sizeof number, "%.0f ms, decode %.0f ms, model %.0f ms", load_ms,
+                prediction.decode_ms, prediction.model_ms);
   text << "load " << number;
   std::snprintf(number, sizeof number, ", total %.0f ms\n", total_ms);
   text << number;
@@ -81,7 +84,8 @@ void run(const Arguments& arguments) {
   const sifa::VideoPrediction prediction = classifier.classify(arguments.video);
   std::cout << (arguments.json ? as_json : as_text)(arguments, classifier, prediction, load_ms, elapsed_ms())
             << std::flush;
-  if (!std::cout) throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
+  if (!std::cout)
+    throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
 }
 
 int fail(sifa::ErrorCode code, const std::string& message) {
@@ -103,11 +107,13 @@ int checked_main(int argc, char** argv) {
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 30))
       ->capture_default_str();
   app.add_option("--device", arguments.options.device, "cpu, cuda or cuda:<index>")->capture_default_str();
-  app.add_option("--threads", arguments.options.threads, "threads of one operation (default: LibTorch's choice)")
+  app.add_option("--threads", arguments.options.threads,
+                 "threads of one operation (default: LibTorch's choice)")
       ->check(CLI::Range(1, 1 << 16));
   app.add_flag("--json", arguments.json, "print JSON");
   app.footer(
-      "Exit codes: 0 ok, 2 usage, 3 file not found, 4 not a SIFA model, 5 damaged model, 6 unsupported schema version,\n"
+      "Exit codes: 0 ok, 2 usage, 3 file not found, 4 not a SIFA model, 5 damaged model, 6 unsupported "
+      "schema version,\n"
       "7 operator library not found or incompatible, 8 video cannot be opened, 9 video has no frames,\n"
       "10 device unavailable, 11 reference output differs, 1 anything else.");
   try {

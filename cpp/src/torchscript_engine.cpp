@@ -31,9 +31,10 @@ auto translated(ErrorCode code, const std::string& what, Function function) {
 }
 
 at::Device parse_device(const std::string& text) {
-  const at::Device device = translated(
-      ErrorCode::kDeviceUnavailable, "device must be cpu, cuda or cuda:<index>, got \"" + one_line(text) + "\"",
-      [&] { return at::Device(text); });
+  const at::Device device =
+      translated(ErrorCode::kDeviceUnavailable,
+                 "device must be cpu, cuda or cuda:<index>, got \"" + one_line(text) + "\"",
+                 [&] { return at::Device(text); });
   if (device.is_cpu() && !device.has_index()) return device;
   if (!device.is_cuda()) {
     throw Error(ErrorCode::kDeviceUnavailable,
@@ -67,9 +68,11 @@ class TorchScriptEngine : public Engine {
     return translated(ErrorCode::kOther, "the model failed", [&] {
       const c10::InferenceMode guard;
       // Only read: the graph's first step makes a tensor of its own.
-      const at::Tensor frames = at::from_blob(const_cast<std::uint8_t*>(clips.data),
-                                              {clips.clips, clips.frames, clips.height, clips.width, 3}, at::kByte);
-      const at::Tensor output = module_.forward({frames.to(device_)}).toTensor().to(at::kCPU, at::kFloat).contiguous();
+      const at::Tensor frames =
+          at::from_blob(const_cast<std::uint8_t*>(clips.data),
+                        {clips.clips, clips.frames, clips.height, clips.width, 3}, at::kByte);
+      const at::Tensor output =
+          module_.forward({frames.to(device_)}).toTensor().to(at::kCPU, at::kFloat).contiguous();
       if (output.dim() != 2 || output.size(0) != clips.clips) {
         throw Error(ErrorCode::kOther, "the model failed: its output is not (clips, classes)");
       }

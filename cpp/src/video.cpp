@@ -1,6 +1,7 @@
 // libsifa_video.so: OpenCV's decoder, the only place that knows OpenCV.
 //
-// OpenCV's FFmpeg backend reads the first video stream of a file; that cannot be changed, so Python's reader follows it.
+// OpenCV's FFmpeg backend reads the first video stream of a file; that cannot be changed, so Python's reader
+// follows it.
 #include "video.h"
 
 #include <algorithm>
@@ -24,7 +25,8 @@ namespace {
 // FFmpeg wherever OpenCV has it: trying the other backends on a file that FFmpeg refuses only adds noise.
 int backend() {
   const auto backends = cv::videoio_registry::getStreamBackends();
-  return std::find(backends.begin(), backends.end(), cv::CAP_FFMPEG) != backends.end() ? cv::CAP_FFMPEG : cv::CAP_ANY;
+  return std::find(backends.begin(), backends.end(), cv::CAP_FFMPEG) != backends.end() ? cv::CAP_FFMPEG
+                                                                                       : cv::CAP_ANY;
 }
 
 // Clockwise quarter turns that bring a frame upright.
@@ -59,8 +61,8 @@ class Pass {
     return count >= 1.0 && count < 1e15 ? static_cast<std::int64_t>(count) : 1;
   }
 
-  // Decodes to the end of the file, or only as far as `indices` (not decreasing) ask, and returns how many frames there
-  // were. Frame i of `video` becomes the frame of index `indices[i]`.
+  // Decodes to the end of the file, or only as far as `indices` (not decreasing) ask, and returns how many
+  // frames there were. Frame i of `video` becomes the frame of index `indices[i]`.
   std::int64_t read(const std::vector<std::int64_t>& indices, bool to_the_end, Video& video) {
     video.frames.clear();
     std::size_t next = 0;
@@ -68,7 +70,8 @@ class Pass {
     for (; (to_the_end || next < indices.size()) && capture_.grab(); ++count) {
       if (next == indices.size() || indices[next] != count) continue;
       cv::Mat frame;
-      if (!capture_.retrieve(frame) || frame.empty()) cannot_open(path_, "has a frame that cannot be decoded");
+      if (!capture_.retrieve(frame) || frame.empty())
+        cannot_open(path_, "has a frame that cannot be decoded");
       turn_upright(frame, quarter_turns_);
       for (; next < indices.size() && indices[next] == count; ++next) append(frame, count, video);
     }
@@ -98,8 +101,8 @@ class Pass {
 };
 
 void read(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride, Video& video) {
-  // The frames are picked as if the container's count were right, and counted on the way. Mostly it is, and one pass
-  // does it.
+  // The frames are picked as if the container's count were right, and counted on the way. Mostly it is, and
+  // one pass does it.
   Pass pass(path);
   const std::int64_t stated = pass.stated_total();
   video.indices = frame_indices(stated, num_frames, frame_stride);
@@ -117,8 +120,8 @@ void read(const std::string& path, std::int64_t num_frames, std::int64_t frame_s
 }  // namespace
 }  // namespace sifa
 
-extern "C" SIFA_API void sifa_read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
-                                         sifa::Video& video) {
+extern "C" SIFA_API void sifa_read_video(const std::string& path, std::int64_t num_frames,
+                                         std::int64_t frame_stride, sifa::Video& video) {
   try {
     sifa::read(path, num_frames, frame_stride, video);
   } catch (const cv::Exception& error) {

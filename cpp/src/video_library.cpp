@@ -1,5 +1,6 @@
-// Loads libsifa_video.so when the first video is read: OpenCV comes with dozens of libraries, FFmpeg and GStreamer among
-// them, which a process that only classifies frames (a Python with decoders of its own, say) need not have.
+// Loads libsifa_video.so when the first video is read: OpenCV comes with dozens of libraries, FFmpeg and
+// GStreamer among them, which a process that only classifies frames (a Python with decoders of its own, say)
+// need not have.
 #include <dlfcn.h>
 
 #include <filesystem>

@@ -17,7 +17,8 @@ namespace {
 
 std::string shape_of(const py::array& array) {
   std::string text;
-  for (py::ssize_t i = 0; i < array.ndim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+  for (py::ssize_t i = 0; i < array.ndim(); ++i)
+    text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
   return py::str(array.dtype()).cast<std::string>() + " (" + text + ")";
 }
 
@@ -34,10 +35,12 @@ py::array_t<float> classify(const sifa::Classifier& classifier, const py::array&
   const bool is_batch = given.ndim() == 5;
   if (!py::isinstance<py::array_t<std::uint8_t>>(given) || (given.ndim() != 4 && !is_batch) ||
       given.shape(given.ndim() - 1) != 3) {
-    throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
-                      "frames must be uint8 (T, H, W, 3) or (N, T, H, W, 3), RGB last, got " + shape_of(given));
+    throw sifa::Error(
+        sifa::ErrorCode::kInvalidArgument,
+        "frames must be uint8 (T, H, W, 3) or (N, T, H, W, 3), RGB last, got " + shape_of(given));
   }
-  const auto frames = py::array_t<std::uint8_t, py::array::c_style>::ensure(given);  // copies only the unordered
+  const auto frames =
+      py::array_t<std::uint8_t, py::array::c_style>::ensure(given);  // copies only the unordered
   if (!frames) throw py::error_already_set();
   const int first = is_batch ? 1 : 0;
   const sifa::Frames clips{frames.data(), is_batch ? frames.shape(0) : 1, frames.shape(first),
@@ -54,13 +57,15 @@ py::array_t<float> classify(const sifa::Classifier& classifier, const py::array&
 }  // namespace
 
 PYBIND11_MODULE(runtime, module) {
-  module.doc() = "The C++ runtime: classifies clips and videos with a model that `sifa export` wrote. Inference only.";
+  module.doc() =
+      "The C++ runtime: classifies clips and videos with a model that `sifa export` wrote. Inference only.";
 
   // Never destroyed: errors may still be raised while the interpreter shuts down.
-  static PyObject* const error_type = PyErr_NewExceptionWithDoc(
-      "sifa.runtime.Error",
-      "What the C++ runtime raises. `code` is the exit code that `sifa-run` would end with (see `sifa-run --help`).",
-      PyExc_RuntimeError, nullptr);
+  static PyObject* const error_type =
+      PyErr_NewExceptionWithDoc("sifa.runtime.Error",
+                                "What the C++ runtime raises. `code` is the exit code that `sifa-run` would "
+                                "end with (see `sifa-run --help`).",
+                                PyExc_RuntimeError, nullptr);
   if (error_type == nullptr) throw py::error_already_set();
   module.attr("Error") = py::handle(error_type);
   py::register_exception_translator([](std::exception_ptr pointer) {
@@ -88,21 +93,24 @@ PYBIND11_MODULE(runtime, module) {
       .def_readonly("decode_ms", &sifa::VideoPrediction::decode_ms, "time to read the frames")
       .def_readonly("model_ms", &sifa::VideoPrediction::model_ms, "time of preprocessing and network");
 
-  py::class_<sifa::Classifier>(module, "Classifier",
-                               "A model loaded by the C++ runtime.\n\n"
-                               "Different instances may run in different threads at the same time; calls on one "
-                               "instance are serialised. A model file is a program: load only files that you trust.")
-      .def(py::init([](const std::filesystem::path& path, const std::string& device, std::optional<int> threads) {
-             if (threads && *threads < 1) {
-               throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
-                                 "threads must be at least 1, got " + std::to_string(*threads));
-             }
-             const py::gil_scoped_release release;
-             return std::make_unique<sifa::Classifier>(path.string(),
-                                                       sifa::ClassifierOptions{device, threads.value_or(0)});
-           }),
+  py::class_<sifa::Classifier>(
+      module, "Classifier",
+      "A model loaded by the C++ runtime.\n\n"
+      "Different instances may run in different threads at the same time; calls on one "
+      "instance are serialised. A model file is a program: load only files that you trust.")
+      .def(py::init(
+               [](const std::filesystem::path& path, const std::string& device, std::optional<int> threads) {
+                 if (threads && *threads < 1) {
+                   throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
+                                     "threads must be at least 1, got " + std::to_string(*threads));
+                 }
+                 const py::gil_scoped_release release;
+                 return std::make_unique<sifa::Classifier>(
+                     path.string(), sifa::ClassifierOptions{device, threads.value_or(0)});
+               }),
            "path"_a, "device"_a = "cpu", "threads"_a = py::none(),
-           "Load the file `path` on `device` (\"cpu\", \"cuda\" or \"cuda:<index>\") and check it on its reference\n"
+           "Load the file `path` on `device` (\"cpu\", \"cuda\" or \"cuda:<index>\") and check it on its "
+           "reference\n"
            "input. `threads` sets how many threads one operation uses, for the whole process. Raises Error.")
       .def("classify", &classify, "frames"_a,
            "Probabilities, float32 (num_classes,) or (N, num_classes), of frames, uint8 RGB (T, H, W, 3) or\n"
@@ -113,8 +121,10 @@ PYBIND11_MODULE(runtime, module) {
             const py::gil_scoped_release release;
             return self.classify(path.string());
           },
-          "path"_a, "Classify the clip that the metadata says to sample from the video file `path`. Raises Error.")
-      .def_property_readonly("labels", &sifa::Classifier::labels, "class names, in the order of the probabilities")
+          "path"_a,
+          "Classify the clip that the metadata says to sample from the video file `path`. Raises Error.")
+      .def_property_readonly("labels", &sifa::Classifier::labels,
+                             "class names, in the order of the probabilities")
       .def_property_readonly(
           "metadata", [](const sifa::Classifier& self) { return parsed(self.metadata().json); },
           "what the file says about itself, a dict");
@@ -129,5 +139,7 @@ PYBIND11_MODULE(runtime, module) {
         }
         return parsed(json);
       },
-      "path"_a, "The metadata of the model file `path`, a dict, read and checked without loading its graph. Raises Error.");
+      "path"_a,
+      "The metadata of the model file `path`, a dict, read and checked without loading its graph. Raises "
+      "Error.");
 }

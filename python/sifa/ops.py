@@ -113,7 +113,14 @@ def load_library() -> None:
         if library is None:
             _use_reference()
             return
-        torch.ops.load_library(library)
+        try:
+            torch.ops.load_library(library)
+        except OSError as error:
+            raise ImportError(
+                f"sifa: {library} cannot be loaded beside torch {torch.__version__}; it needs torch 2.10 or "
+                f"newer and the machine it was built for. Reinstall sifa, or rebuild it with `make build`. "
+                f"{error}"
+            ) from error
         cuda_library = next(_installed("libsifa_ops_cuda.so"), None)
         if torch.version.cuda is not None and cuda_library is not None:
             _load_cuda_library(cuda_library)
@@ -216,7 +223,7 @@ def _check_arguments(
 
     check(kernel_size in range(1, 10, 2), "kernel_size", "be odd and between 1 and 9", kernel_size)
     check(dilation >= 1, "dilation", "be at least 1", dilation)
-    check(dilation < 2**31, "dilation", "be at most 2147483647", dilation)
+    check(dilation <= 2**24, "dilation", "be at most 16777216", dilation)
     check(groups >= 1, "groups", "be at least 1", groups)
     check(channels % groups == 0, "groups", f"divide the {channels} channels of query", groups)
     check(scale is None or math.isfinite(scale), "scale", "be finite", scale)

@@ -19,8 +19,6 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // unroll
-
 #define __device__
 #define __global__
 #define __shared__

@@ -1,20 +1,12 @@
-// The C++ runtime on models and videos that tests/python/make_runtime_data.py made: good ones, and every bad one.
-//
-// The environment names the data: SIFA_TEST_DATA (that script's folder) and SIFA_TEST_GOLDEN (tests/data).
-#include <gtest/gtest.h>
-
+// The C++ runtime on models and videos that tests/python/make_runtime_data.py made: good ones, and every bad
+// one.
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <random>
-#include <sstream>
 #include <thread>
 
+#include "runtime_data.h"
 #include "sifa/classifier.h"
-#include "sifa/sampling.h"
 
 namespace {
 
@@ -22,37 +14,9 @@ using sifa::Classifier;
 using sifa::Error;
 using sifa::ErrorCode;
 
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  if (value == nullptr) throw std::runtime_error(std::string("set ") + name);
-  return value;
-}
-
-std::string data(const std::string& name) { return environment("SIFA_TEST_DATA") + "/" + name; }
-
-std::string contents(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream bytes;
-  bytes << file.rdbuf();
-  return bytes.str();
-}
-
-// A file of the test's own, removed with this object.
-class ScratchFile {
- public:
-  ScratchFile() : path_(testing::TempDir() + "/sifa_" + std::to_string(std::random_device{}()) + ".pt") {}
-  ~ScratchFile() { std::filesystem::remove(path_); }
-  ScratchFile(const ScratchFile&) = delete;
-  ScratchFile& operator=(const ScratchFile&) = delete;
-  const std::string& path() const { return path_; }
-  void write(const std::string& bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
-
- private:
-  std::string path_;
-};
-
 // `pattern` of make_runtime_data.py: clips one after the other, clip i with seed i.
-std::vector<std::uint8_t> pattern(int clips, int frames, int height, int width, int first_frame = 0, int stride = 1) {
+std::vector<std::uint8_t> pattern(int clips, int frames, int height, int width, int first_frame = 0,
+                                  int stride = 1) {
   std::vector<std::uint8_t> values;
   for (int seed = 0; seed < clips; ++seed) {
     for (int i = 0; i < frames; ++i) {
@@ -69,25 +33,10 @@ std::vector<std::uint8_t> pattern(int clips, int frames, int height, int width, 
   return values;
 }
 
-// What `function` throws: its code, and a message of one line.
-template <typename Function>
-ErrorCode code_of(Function function, std::string* message = nullptr) {
-  try {
-    function();
-  } catch (const Error& error) {
-    const std::string what = error.what();
-    EXPECT_EQ(what.find('\n'), std::string::npos) << what;
-    EXPECT_LT(what.size(), 1000u) << what;
-    if (message != nullptr) *message = what;
-    return error.code();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return ErrorCode::kOther;
-}
-
 void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance) {
   ASSERT_EQ(actual.size(), expected.size());
-  for (std::size_t i = 0; i < actual.size(); ++i) EXPECT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    EXPECT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
 }
 
 constexpr int kFrames = 4;
@@ -98,7 +47,8 @@ sifa::Frames frames_of(const std::vector<std::uint8_t>& values, int clips = 1) {
   return {values.data(), clips, kFrames, kHeight, kWidth};
 }
 
-// First in the file, so that the operator library is loaded by threads that compete for it: twice would crash.
+// First in the file, so that the operator library is loaded by threads that compete for it: twice would
+// crash.
 TEST(Concurrency, InstancesOfSeveralThreads) {
   const std::vector<std::uint8_t> values = pattern(3, kFrames, kHeight, kWidth);
   std::vector<std::vector<float>> results(4);
@@ -120,50 +70,10 @@ TEST(Concurrency, OneInstanceIsSerialised) {
   const std::vector<float> expected = classifier.classify(frames_of(values));
   std::vector<std::thread> threads;
   std::atomic<int> equal{0};
-  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { equal += classifier.classify(frames_of(values)) == expected; });
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&] { equal += classifier.classify(frames_of(values)) == expected; });
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(equal, 4);
-}
-
-TEST(Sampling, GoldenTable) {
-  const auto table = nlohmann::json::parse(contents(environment("SIFA_TEST_GOLDEN") + "/frame_indices.json"));
-  ASSERT_GT(table.size(), 20u);
-  for (const auto& row : table) {
-    EXPECT_EQ(sifa::frame_indices(row["total"], row["num_frames"], row["frame_stride"]),
-              row["indices"].get<std::vector<std::int64_t>>())
-        << row.dump();
-  }
-}
-
-TEST(Sampling, DoesNotOverflow) {
-  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
-  EXPECT_EQ(sifa::frame_indices(kMax, 3, kMax), (std::vector<std::int64_t>{0, kMax / 3, kMax / 3 * 2}));
-  EXPECT_EQ(sifa::frame_indices(kMax, 1, kMax), std::vector<std::int64_t>{kMax / 2});
-}
-
-TEST(Sampling, RefusesWhatIsBelowOne) {
-  std::string message;
-  EXPECT_EQ(code_of([] { sifa::frame_indices(0, 1); }, &message), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(message, "frame_indices: total must be at least 1, got 0");
-  EXPECT_EQ(code_of([] { sifa::frame_indices(1, -1); }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code_of([] { sifa::frame_indices(1, 1, 0); }), ErrorCode::kInvalidArgument);
-}
-
-TEST(Metadata, OfAGoodModel) {
-  const sifa::Metadata metadata = sifa::read_metadata(data("model.pt"));
-  EXPECT_EQ(metadata.schema_version, 1);
-  EXPECT_EQ(metadata.kind, "clip");
-  EXPECT_EQ(metadata.format, "torchscript");
-  EXPECT_EQ(metadata.model, "small");
-  EXPECT_EQ(metadata.labels, (std::vector<std::string>{"still", "left", "right"}));
-  EXPECT_EQ(metadata.num_frames, kFrames);
-  EXPECT_EQ(metadata.frame_stride, 2);
-  EXPECT_EQ(metadata.sampling, "center");
-  EXPECT_EQ(metadata.input_size, (std::array<std::int64_t, 2>{16, 16}));
-  EXPECT_EQ(metadata.precision, "float32");
-  EXPECT_EQ(metadata.reference_probabilities.size(), 3u);
-  EXPECT_EQ(metadata.reference_tolerance, 1e-3);
-  EXPECT_EQ(nlohmann::json::parse(metadata.json)["model"]["config"]["channels"], 8);
 }
 
 // The graph of no_code.pt cannot be loaded, so whoever reads its metadata has not tried.
@@ -197,9 +107,11 @@ INSTANTIATE_TEST_SUITE_P(
         BadModel{"foreign.zip", ErrorCode::kNotAModel, "not laid out as torch does"},
         BadModel{"no_metadata.pt", ErrorCode::kNotAModel, "no entry extra/sifa.json"},
         BadModel{"not_json.pt", ErrorCode::kNotAModel, "not a JSON object"},
-        BadModel{"no_schema_version.pt", ErrorCode::kNotAModel, "schema_version must be an integer, got nothing"},
+        BadModel{"no_schema_version.pt", ErrorCode::kNotAModel,
+                 "schema_version must be an integer, got nothing"},
         BadModel{"no_labels.pt", ErrorCode::kNotAModel, "labels must be a list of at least one string"},
-        BadModel{"few_labels.pt", ErrorCode::kNotAModel, "reference.probabilities must be a list of 2 numbers"},
+        BadModel{"few_labels.pt", ErrorCode::kNotAModel,
+                 "reference.probabilities must be a list of 2 numbers"},
         BadModel{"no_frames.pt", ErrorCode::kNotAModel, "num_frames must be an integer from 1"},
         BadModel{"absurd_frames.pt", ErrorCode::kNotAModel, "num_frames must be an integer from 1"},
         BadModel{"absurd_size.pt", ErrorCode::kNotAModel, "at most 1 GiB"},
@@ -211,16 +123,6 @@ INSTANTIATE_TEST_SUITE_P(
         BadModel{"operator.pt", ErrorCode::kOperatorLibrary, "needs another operator library"},
         BadModel{"lying_labels.pt", ErrorCode::kReferenceMismatch, "3 outputs but 2 labels"},
         BadModel{"reference.pt", ErrorCode::kReferenceMismatch, "on the reference input"}));
-
-TEST(Damage, TruncatedAtEveryLength) {
-  const std::string good = contents(data("model.pt"));
-  const ScratchFile file;
-  for (std::size_t size = 0; size < good.size(); size += size < 64 || size + 64 > good.size() ? 1 : 13) {
-    file.write(good.substr(0, size));
-    EXPECT_EQ(code_of([&] { sifa::read_metadata(file.path()); }), ErrorCode::kDamagedModel) << size;
-    if (size % 8 == 0) EXPECT_EQ(code_of([&] { Classifier(file.path()); }), ErrorCode::kDamagedModel) << size;
-  }
-}
 
 // A changed byte is either refused or, where it means nothing (a date, padding), changes nothing.
 TEST(Damage, ChangedBytes) {
@@ -248,24 +150,6 @@ TEST(Damage, ChangedBytes) {
     }
   }
   EXPECT_GT(refused, kTrials / 2);
-}
-
-// Garbage behind a zip's first bytes: every number in its records is one that the reader has to survive.
-TEST(Damage, RandomBytes) {
-  const std::string good = contents(data("model.pt"));
-  const ScratchFile file;
-  std::mt19937 random(1);
-  for (int trial = 0; trial < 2000; ++trial) {
-    std::string bytes = good;
-    const std::size_t directory = bytes.rfind("PK\x01\x02");
-    for (int i = 0; i < 6; ++i) bytes[directory + random() % (bytes.size() - directory)] = static_cast<char>(random());
-    file.write(bytes);
-    try {
-      sifa::read_metadata(file.path());
-    } catch (const Error& error) {
-      EXPECT_TRUE(error.code() == ErrorCode::kDamagedModel || error.code() == ErrorCode::kNotAModel) << error.what();
-    }
-  }
 }
 
 TEST(Classify, AgreesWithPython) {
@@ -301,7 +185,8 @@ TEST(Classify, RefusesFrames) {
            {{bytes, 1, kFrames, 0, kWidth}, "got frames of 0 x 31"},
            {{bytes, 1, kFrames, kHeight, -1}, "got frames of 23 x -1"}}) {
     std::string message;
-    EXPECT_EQ(code_of([&, given = frames] { classifier.classify(given); }, &message), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of([&, given = frames] { classifier.classify(given); }, &message),
+              ErrorCode::kInvalidArgument);
     EXPECT_NE(message.find(part), std::string::npos) << message;
     EXPECT_NE(message.find("4 frames, height, width, 3"), std::string::npos) << message;
   }
@@ -310,7 +195,8 @@ TEST(Classify, RefusesFrames) {
 TEST(Classify, RefusesDevices) {
   for (const char* device : {"", "gpu", "cpu:x", "cpu:1", "cuda:-2", "cuda:99", "mps", "meta"}) {
     std::string message;
-    EXPECT_EQ(code_of([&] { Classifier(data("model.pt"), {device, 0}); }, &message), ErrorCode::kDeviceUnavailable)
+    EXPECT_EQ(code_of([&] { Classifier(data("model.pt"), {device, 0}); }, &message),
+              ErrorCode::kDeviceUnavailable)
         << device;
     EXPECT_NE(message.find(device), std::string::npos) << message;
   }
@@ -352,8 +238,9 @@ TEST(Video, IsTurnedUpright) {
     return std::array<int, 3>{rgb[0], rgb[1], rgb[2]};
   };
   // The top left pixel of the coded frame, and where it is after turning clockwise.
-  for (const auto& [name, height, y, x] :
-       {std::tuple{"rotated_90.mp4", 30, 0, 19}, {"rotated_180.mp4", 20, 19, 29}, {"rotated_270.mp4", 30, 29, 0}}) {
+  for (const auto& [name, height, y, x] : {std::tuple{"rotated_90.mp4", 30, 0, 19},
+                                           {"rotated_180.mp4", 20, 19, 29},
+                                           {"rotated_270.mp4", 30, 29, 0}}) {
     const sifa::Video video = sifa::read_video(data(name), 1);
     ASSERT_EQ(video.height, height) << name;
     ASSERT_EQ(video.width, 50 - height) << name;
@@ -388,7 +275,8 @@ TEST(Video, Refused) {
 TEST(Video, BuildWithoutItSaysSo) {
   const Classifier classifier(data("model.pt"));
   std::string message;
-  EXPECT_EQ(code_of([&] { classifier.classify(data("clip.mkv")); }, &message), ErrorCode::kVideoCannotBeOpened);
+  EXPECT_EQ(code_of([&] { classifier.classify(data("clip.mkv")); }, &message),
+            ErrorCode::kVideoCannotBeOpened);
   EXPECT_NE(message.find("SIFA_VIDEO=OFF"), std::string::npos) << message;
 }
 

@@ -1,10 +1,9 @@
 """Fixtures that the Python tests share: a fixed seed, the devices, inputs of the operator, large offsets."""
 
 import pytest
+import sifa
 import torch
 import torch._dynamo
-
-import sifa
 
 
 def _has_cuda_kernels() -> bool:

@@ -1,4 +1,4 @@
-"""Makes the models and videos that the tests of the C++ runtime read: good ones, and one for every way to be bad.
+"""Makes the models and videos that the C++ runtime is tested on: good ones, and one for every way to be bad.
 
 Imported by the Python tests, and run by CTest before the C++ ones: `python make_runtime_data.py FOLDER`.
 """
@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-
 import sifa
+import torch
 from sifa.artifact import export_torchscript
 from sifa.data.motion import write_video
+from torch import Tensor, nn
 
 NUM_FRAMES = 4
 LABELS = ["still", "left", "right"]
@@ -58,13 +57,13 @@ class SmallModel(nn.Module):
 
 
 def pattern(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Frames, uint8 (F, H, W, 3), that differ from each other everywhere: the same integers in C++ and Python."""
+    """Frames, uint8 (F, H, W, 3), no two of them alike: the same integers in C++ and Python."""
     t, y, x, c = np.indices((frames, height, width, 3))
     return ((37 * t + 5 * y + 11 * x + 83 * c + t * x + (x * y >> 2) + 101 * seed) & 255).astype(np.uint8)
 
 
 def rewrite(source: Path, target: Path, edit: Callable[[str, bytes], bytes | None]) -> Path:
-    """Copies a zip archive entry by entry; `edit(name, content)` gives the new content, None to leave it out."""
+    """Copies a zip archive; `edit(name, content)` gives an entry's new content, or None to leave it out."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             content = edit(entry.filename, old.read(entry))
@@ -74,7 +73,7 @@ def rewrite(source: Path, target: Path, edit: Callable[[str, bytes], bytes | Non
 
 
 def with_metadata(source: Path, target: Path, **changes: object) -> Path:
-    """A copy of a model with other metadata; a value of `...` removes the field. `a__b` is field b of object a."""
+    """A copy of a model with other metadata; `...` removes a field, `a__b` is field b of object a."""
 
     def edit(name: str, content: bytes) -> bytes:
         if not name.endswith("/extra/sifa.json"):
@@ -117,8 +116,12 @@ def make_models(folder: Path) -> Path:
         good, folder / "operator.pt", operator_schema="sifa::inter_frame_attention(Tensor query) -> Tensor"
     )
     metadata_entry = "/extra/sifa.json"
-    rewrite(good, folder / "no_metadata.pt", lambda name, data: None if name.endswith(metadata_entry) else data)
-    rewrite(good, folder / "not_json.pt", lambda name, data: b"[1, 2" if name.endswith(metadata_entry) else data)
+    rewrite(
+        good, folder / "no_metadata.pt", lambda name, data: None if name.endswith(metadata_entry) else data
+    )
+    rewrite(
+        good, folder / "not_json.pt", lambda name, data: b"[1, 2" if name.endswith(metadata_entry) else data
+    )
     rewrite(good, folder / "no_code.pt", lambda name, data: b"}{" if name.endswith(".py") else data)
     with zipfile.ZipFile(folder / "foreign.zip", "w") as archive:
         archive.writestr("readme.txt", "not a model")
@@ -150,7 +153,7 @@ def make_videos(folder: Path) -> None:
 
 
 def _rotate(source: Path, target: Path, degrees: int) -> None:
-    """Copies an MP4 and gives its track a matrix that turns the picture clockwise (ISO/IEC 14496-12, tkhd)."""
+    """Copies an MP4 and gives its track a matrix that turns it clockwise (ISO/IEC 14496-12, tkhd)."""
     a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
     content = bytearray(source.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40  # behind version, times, ids, duration, layer, volume

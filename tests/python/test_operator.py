@@ -3,13 +3,12 @@
 import math
 
 import pytest
+import sifa
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.testing import assert_close
-
-import sifa
 from sifa import reference
+from torch.testing import assert_close
 
 OPTIONS = {
     "paper": {},

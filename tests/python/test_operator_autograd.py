@@ -3,11 +3,10 @@
 import itertools
 
 import pytest
-import torch
-from torch.testing import assert_close
-
 import sifa
+import torch
 from sifa import reference
+from torch.testing import assert_close
 
 
 def away_from_integers(offset):

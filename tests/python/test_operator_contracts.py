@@ -3,13 +3,12 @@
 import math
 
 import pytest
+import sifa
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
-
-import sifa
 
 FORWARD = torch.ops.sifa.inter_frame_attention.default
 BACKWARD = torch.ops.sifa.inter_frame_attention_backward.default
@@ -23,9 +22,9 @@ def test_schemas():
         "bool softmax=False, bool residual=True) -> Tensor"
     )
     assert str(BACKWARD._schema) == (
-        "sifa::inter_frame_attention_backward(Tensor grad_output, Tensor query, Tensor memory, Tensor offset, "
-        "int kernel_size, int dilation, int groups, float? scale, int frame_shift, str edge, bool softmax, "
-        "bool residual, bool deterministic) -> (Tensor, Tensor, Tensor)"
+        "sifa::inter_frame_attention_backward(Tensor grad_output, Tensor query, Tensor memory, "
+        "Tensor offset, int kernel_size, int dilation, int groups, float? scale, int frame_shift, str edge, "
+        "bool softmax, bool residual, bool deterministic) -> (Tensor, Tensor, Tensor)"
     )
 
 
@@ -96,7 +95,7 @@ ERRORS = [
     ("kernel_size", 11, r"kernel_size must be odd and between 1 and 9, got 11"),
     ("kernel_size", -3, r"kernel_size must be odd and between 1 and 9, got -3"),
     ("dilation", 0, r"dilation must be at least 1, got 0"),
-    ("dilation", 2**40, r"dilation must be at most 2147483647, got 1099511627776"),
+    ("dilation", 2**40, r"dilation must be at most 16777216, got 1099511627776"),
     ("groups", 3, r"groups must divide the 8 channels of query, got 3"),
     ("groups", 16, r"groups must divide the 8 channels of query, got 16"),
     ("groups", 0, r"groups must be at least 1, got 0"),
@@ -123,6 +122,14 @@ def test_errors_name_the_argument(make_inputs, name, change, message, fake):
             }
         with pytest.raises(RuntimeError, match=f"^inter_frame_attention: {message}"):
             sifa.inter_frame_attention(**arguments)
+
+
+def test_frames_too_large_for_exact_positions_are_refused():
+    pixel = torch.zeros(1, 1, 1, 1, 1)
+    query = pixel.expand(1, 1, 1, 1, 2**24 + 1)
+    offset = pixel.expand(1, 18, 1, 1, 2**24 + 1)
+    with pytest.raises(RuntimeError, match="height and a width of at most 16777216, got 1x16777217"):
+        sifa.inter_frame_attention(query, query, offset)
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,7 @@ def test_autocast(inputs_on_gpu, dtype):
     with torch.autocast("cuda", dtype):
         output = sifa.inter_frame_attention(query, memory, offset)
     assert output.dtype == dtype
-    assert_matches(output, reference.inter_frame_attention(query, memory, offset), dtype)
+    assert_matches(output, reference.inter_frame_attention(query.to(dtype), memory.to(dtype), offset), dtype)
 
 
 def test_more_than_31_bits_of_elements():

@@ -1,13 +1,12 @@
-"""The equations: a case worked out by hand and a slow loop, which the reference and the operator both meet."""
+"""The equations: a case worked out by hand and a slow loop, met by the reference and the operator alike."""
 
 import math
 
 import pytest
-import torch
-from torch.testing import assert_close
-
 import sifa
+import torch
 from sifa import reference
+from torch.testing import assert_close
 
 QUERY = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
 MEMORY = torch.tensor([[0.0, 1, 0], [2, 3, 4], [0, 5, 0]])

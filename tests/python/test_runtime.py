@@ -1,4 +1,4 @@
-"""sifa.runtime, the C++ classifier in Python: the same answers as Python's own, errors with codes, no GIL while it works."""
+"""sifa.runtime, the C++ classifier in Python: Python's own answers, errors with codes, the GIL released."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 from make_runtime_data import LABELS, NUM_FRAMES, make_data, pattern
-from torchcodec.decoders import VideoDecoder
-
 from sifa import runtime
 from sifa.artifact import load_artifact
 from sifa.data.sampling import frame_indices
 from sifa.data.video import read_frames
+from torchcodec.decoders import VideoDecoder
 
 VIDEOS = Path(__file__).resolve().parents[2].parent / "shared" / "videos"
 
@@ -164,7 +163,7 @@ def test_real_videos_have_the_frames_that_torchcodec_has(classifier: runtime.Cla
 
 
 def _observations_during_one_call(function: Callable[[], object], calls: int, wanted: int) -> int:
-    """How often this thread could look while another was inside one and the same call of `function`, at most `wanted`."""
+    """How often, at most `wanted`, this thread could look while another was in one and the same call."""
     inside: list[int | None] = [None]
 
     def work() -> None:
@@ -232,7 +231,7 @@ def test_operators_loaded_by_python_are_used(data: Path) -> None:
 
 
 def test_operators_loaded_by_cpp_are_used(data: Path) -> None:
-    """The runtime in a process that has no sifa yet; then Python finds its operators and adds autograd to them."""
+    """The runtime in a process without sifa; then Python finds its operators and adds autograd to them."""
     result = _run(
         f"""
         import importlib.util, json, sys

@@ -1,4 +1,4 @@
-"""sifa-run as its users meet it: results, JSON, and for everything that can go wrong an exit code and one line."""
+"""sifa-run as its users meet it: results, JSON, and for everything that goes wrong a code and one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
+import sifa
 import torch
 from make_runtime_data import LABELS, make_data, pattern
-
-import sifa
 from sifa.artifact import load_artifact
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "cpp" / "examples" / "classify"
@@ -38,9 +36,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sifa_run(*arguments: object, program: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def sifa_run(
+    *arguments: object, program: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     # Nothing else in the environment may be needed, least of all LD_LIBRARY_PATH.
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("LD_", "PYTHON", "SIFA_"))}
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("LD_", "PYTHON", "SIFA_"))
+    }
     return subprocess.run(
         [str(program or _find_program()), *map(str, arguments)],
         capture_output=True,
@@ -105,7 +107,10 @@ def test_unusual_names(data: Path, tmp_path: Path) -> None:
     video = tmp_path / "http:clip%02d.mkv"
     shutil.copy(data / "clip.mkv", video)
     result = subprocess.run(
-        [_find_program(), data / "model.pt", video.name, "--json"], cwd=tmp_path, capture_output=True, text=True
+        [_find_program(), data / "model.pt", video.name, "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert json.loads(result.stdout)["video"] == video.name
     odd = os.fsencode(tmp_path) + b"/clip\xff.mkv"
@@ -168,7 +173,9 @@ def test_truncated_and_changed_models(data: Path, tmp_path: Path) -> None:
         model.write_bytes(content[:size])
         assert_fails(sifa_run(model, data / "clip.mkv"), 5, model, "damaged or truncated")
     with zipfile.ZipFile(data / "model.pt") as archive:
-        weights = max(archive.infolist(), key=lambda entry: entry.file_size * ("constants/" in entry.filename))
+        weights = max(
+            archive.infolist(), key=lambda entry: entry.file_size * ("constants/" in entry.filename)
+        )
     name_size, extra_size = struct.unpack_from("<HH", content, weights.header_offset + 26)
     changed = bytearray(content)
     changed[weights.header_offset + 30 + name_size + extra_size + weights.file_size // 2] ^= 1
@@ -219,13 +226,19 @@ def test_what_lies_beside_the_runtime_is_found_or_named(data: Path, tmp_path: Pa
     libraries.mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     program = Path(shutil.copy(_find_program(), tmp_path / "bin"))
-    source = next(Path(entry) / "lib" for entry in sifa.__path__ if (Path(entry) / "lib" / "libsifa_runtime.so").exists())
+    source = next(
+        Path(entry) / "lib"
+        for entry in sifa.__path__
+        if (Path(entry) / "lib" / "libsifa_runtime.so").exists()
+    )
     shutil.copy(source / "libsifa_runtime.so", libraries)
     # Where the copy's own relative path to torch leads nowhere.
     torch_libraries = str(Path(torch.__file__).parent / "lib")
 
     def run() -> subprocess.CompletedProcess[str]:
-        return sifa_run(data / "model.pt", data / "clip.mkv", program=program, LD_LIBRARY_PATH=torch_libraries)
+        return sifa_run(
+            data / "model.pt", data / "clip.mkv", program=program, LD_LIBRARY_PATH=torch_libraries
+        )
 
     assert_fails(run(), 7, "operator library not found", libraries / "libsifa_ops.so", "SIFA_OPS_LIBRARY")
     shutil.copy(source / "libsifa_ops.so", libraries)
@@ -237,7 +250,10 @@ def test_what_lies_beside_the_runtime_is_found_or_named(data: Path, tmp_path: Pa
 def test_full_output_device(data: Path) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [_find_program(), data / "model.pt", data / "clip.mkv"], stdout=full, stderr=subprocess.PIPE, text=True
+            [_find_program(), data / "model.pt", data / "clip.mkv"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert result.returncode == 1
     assert result.stderr == "sifa-run: the result cannot be written to standard output\n"
@@ -256,7 +272,7 @@ def test_cmake_example(data: Path, tmp_path: Path) -> None:
     result = subprocess.run([program, data / "model.pt", data / "clip.mkv"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     clip = pattern(11, 20, 30)[None, [2, 4, 6, 8]]
-    best = int(np.argmax(load_artifact(data / "model.pt")(clip)[0]))
+    best = load_artifact(data / "model.pt")(clip)[0].argmax().item()
     assert result.stdout.startswith(f"{LABELS[best]} ")
     result = subprocess.run([program, data / "text.pt", data / "clip.mkv"], capture_output=True, text=True)
     assert result.returncode == 4

@@ -27,7 +27,7 @@ struct Frames {
 /// How to run a model.
 struct ClassifierOptions {
   std::string device = "cpu";  ///< "cpu", "cuda" (the current device) or "cuda:<index>"
-  int threads = 0;             ///< of one operation on the CPU, for the whole process; 0 leaves LibTorch's setting
+  int threads = 0;  ///< of one operation on the CPU, for the whole process; 0 leaves LibTorch's setting
 };
 
 /// The answer to `Classifier::classify(path)`.
@@ -39,20 +39,20 @@ struct VideoPrediction {
   double model_ms = 0.0;              ///< time of preprocessing and network
 };
 
-/// A loaded model. Movable, not copyable. Different instances may be used from different threads at the same time;
-/// calls on one instance are serialised.
+/// A loaded model. Movable, not copyable. Different instances may be used from different threads at the same
+/// time; calls on one instance are serialised.
 ///
 /// Every function that can fail throws `Error` and nothing else, std::bad_alloc excepted.
 class SIFA_API Classifier {
  public:
-  /// Loads `path`: checks the file and its metadata, loads the operator library if the process has none yet (it is
-  /// looked for at $SIFA_OPS_LIBRARY if that is set, else beside libsifa_runtime.so), then the graph, and compares its
-  /// output on the reference input with the one in the metadata.
+  /// Loads `path`: checks the file and its metadata, loads the operator library if the process has none yet
+  /// (it is looked for at $SIFA_OPS_LIBRARY if that is set, else beside libsifa_runtime.so), then the graph,
+  /// and compares its output on the reference input with the one in the metadata.
   ///
   /// A model file is a program: load only files that you trust as you trust code.
   ///
-  /// Throws Error: kFileNotFound, kNotAModel, kDamagedModel, kUnsupportedSchema, kOperatorLibrary, kDeviceUnavailable,
-  /// kReferenceMismatch, kInvalidArgument (negative `threads`).
+  /// Throws Error: kFileNotFound, kNotAModel, kDamagedModel, kUnsupportedSchema, kOperatorLibrary,
+  /// kDeviceUnavailable, kReferenceMismatch, kInvalidArgument (negative `threads`).
   explicit Classifier(const std::string& path, const ClassifierOptions& options = {});
   ~Classifier();
   Classifier(Classifier&&) noexcept;
@@ -61,8 +61,9 @@ class SIFA_API Classifier {
   const Metadata& metadata() const;
   const std::vector<std::string>& labels() const { return metadata().labels; }
 
-  /// Probabilities, (clips, labels) row by row, of clips of any height and width. Throws Error(kInvalidArgument) if a
-  /// size is not positive or a clip does not have `metadata().num_frames` frames.
+  /// Probabilities, (clips, labels) row by row, of clips of any height and width. Throws
+  /// Error(kInvalidArgument) if a size is not positive or a clip does not have `metadata().num_frames`
+  /// frames.
   std::vector<float> classify(const Frames& clips) const;
 
   /// Classifies the clip that `metadata()` says to sample from the video file `path` (see `read_video`).

@@ -8,7 +8,8 @@
 
 namespace sifa {
 
-/// What went wrong. The values are the exit codes of `sifa-run` and the `code` of Python's `sifa.runtime.Error`.
+/// What went wrong. The values are the exit codes of `sifa-run` and the `code` of Python's
+/// `sifa.runtime.Error`.
 enum class ErrorCode : int {
   kOther = 1,                ///< anything that no other code names
   kInvalidArgument = 2,      ///< the caller's arguments: wrong shape, no frames, unknown option
@@ -23,7 +24,8 @@ enum class ErrorCode : int {
   kReferenceMismatch = 11,   ///< the model answers differently here than where it was exported
 };
 
-/// Thrown by every function of the runtime. `what()` is one line that names the thing, what was given and the way out.
+/// Thrown by every function of the runtime. `what()` is one line that names the thing, what was given and the
+/// way out.
 class SIFA_API Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}

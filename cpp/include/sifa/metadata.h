@@ -13,25 +13,27 @@ namespace sifa {
 /// The metadata of a model file (its entry `sifa.json`, schema version 1).
 struct Metadata {
   int schema_version = 0;
-  std::string kind;                            ///< "clip": `num_frames` frames in, one prediction out
-  std::string format;                          ///< "torchscript"
-  std::string model;                           ///< name of the model, as `sifa.create_model` knows it
-  std::vector<std::string> labels;             ///< one per class, in the order of the probabilities
-  std::int64_t num_frames = 0;                 ///< length of a clip
-  std::int64_t frame_stride = 0;               ///< distance between two frames of a clip, in frames of the video
-  std::string sampling;                        ///< "center": see sifa/sampling.h
-  std::array<std::int64_t, 2> input_size{};    ///< (H, W) in pixels that the network sees after its own resize and crop
-  std::string precision;                       ///< "float32"
-  std::string torch_version;                   ///< of the torch that exported the model
-  std::string sifa_version;                    ///< of the SIFA that exported the model
-  std::string operator_schema;                 ///< of `sifa::inter_frame_attention`, as that torch's dispatcher prints it
-  std::vector<float> reference_probabilities;  ///< the model's output on the reference input where it was exported
-  double reference_tolerance = 0.0;            ///< how far the output may be from that elsewhere
-  std::string json;                            ///< the whole entry as it stands in the file, UTF-8
+  std::string kind;                 ///< "clip": `num_frames` frames in, one prediction out
+  std::string format;               ///< "torchscript"
+  std::string model;                ///< name of the model, as `sifa.create_model` knows it
+  std::vector<std::string> labels;  ///< one per class, in the order of the probabilities
+  std::int64_t num_frames = 0;      ///< length of a clip
+  std::int64_t frame_stride = 0;    ///< distance between two frames of a clip, in frames of the video
+  std::string sampling;             ///< "center": see sifa/sampling.h
+  std::array<std::int64_t, 2>
+      input_size{};             ///< (H, W) in pixels that the network sees after its own resize and crop
+  std::string precision;        ///< "float32"
+  std::string torch_version;    ///< of the torch that exported the model
+  std::string sifa_version;     ///< of the SIFA that exported the model
+  std::string operator_schema;  ///< of `sifa::inter_frame_attention`, as that torch's dispatcher prints it
+  std::vector<float>
+      reference_probabilities;       ///< the model's output on the reference input where it was exported
+  double reference_tolerance = 0.0;  ///< how far the output may be from that elsewhere
+  std::string json;                  ///< the whole entry as it stands in the file, UTF-8
 };
 
-/// Reads and checks the metadata of the model file `path`. The graph is not loaded and nothing of it is executed; every
-/// byte of the file is read once and compared with its checksum.
+/// Reads and checks the metadata of the model file `path`. The graph is not loaded and nothing of it is
+/// executed; every byte of the file is read once and compared with its checksum.
 ///
 /// Throws Error: kFileNotFound, kNotAModel, kDamagedModel, kUnsupportedSchema.
 SIFA_API Metadata read_metadata(const std::string& path);

@@ -10,11 +10,13 @@ namespace sifa {
 
 /// Indices of the `num_frames` frames to read from a video of `total` decoded frames.
 ///
-/// With span = (num_frames - 1) * frame_stride + 1: a video of at least `span` frames gives every `frame_stride`-th
-/// frame of the window in its middle (of two equally central ones, the earlier). A shorter video is spread evenly over
-/// the clip, index i * total / num_frames rounded down, and repeats frames when it has fewer than `num_frames`.
+/// With span = (num_frames - 1) * frame_stride + 1: a video of at least `span` frames gives every
+/// `frame_stride`-th frame of the window in its middle (of two equally central ones, the earlier). A shorter
+/// video is spread evenly over the clip, index i * total / num_frames rounded down, and repeats frames when
+/// it has fewer than `num_frames`.
 ///
-/// Returns `num_frames` indices in [0, total), not decreasing. Throws Error(kInvalidArgument) for an argument below 1.
+/// Returns `num_frames` indices in [0, total), not decreasing. Throws Error(kInvalidArgument) for an argument
+/// below 1.
 SIFA_API std::vector<std::int64_t> frame_indices(std::int64_t total, std::int64_t num_frames,
                                                  std::int64_t frame_stride = 1);
 
