@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--without-sifa", action="store_true", help="the control: no SIFA in the network")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="safetensors file to write")
     parser.add_argument("--pairs", type=int, default=3200, help="training scenes, each under two labels")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation")

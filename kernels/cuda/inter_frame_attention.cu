@@ -48,8 +48,7 @@ void check_launch(const char* kernel) {
           << " could not be launched: " << cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     message << ". libsifa_ops_cuda.so holds no code for this GPU: build it with the GPU's compute capability "
-               "in the "
-               "CMake option SIFA_CUDA_ARCHITECTURES";
+            << "in the CMake option SIFA_CUDA_ARCHITECTURES";
   }
   throw std::runtime_error(message.str());
 }

@@ -84,7 +84,7 @@ def test_compile_equals_eager(name, lively):
     model = lively(name)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True)
-        torch.testing.assert_close(compiled(clips()), model(clips()), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(compiled(clips()), model(clips()), rtol=1e-3, atol=1e-3)
 
 
 def test_gradient_reaches_every_parameter(model):
