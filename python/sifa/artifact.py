@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from . import __version__
 from .data.sampling import RULE
 from .preprocessing import ClipPreprocessing
+
+if TYPE_CHECKING:
+    from .models import VideoClassifier
 
 SCHEMA_VERSION = 1
 METADATA_ENTRY = "sifa.json"
@@ -62,7 +65,7 @@ class FrameClassifier(nn.Module):
         `std`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VideoClassifier) -> None:
         super().__init__()
         self.preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
         self.model = model
@@ -124,7 +127,7 @@ def reference_frames(num_frames: int, input_size: Sequence[int]) -> Tensor:
     return (value & 255).to(torch.uint8).unsqueeze(0)
 
 
-def export_torchscript(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
+def export_torchscript(model: VideoClassifier, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Write `model` as an artifact for TorchScript, in Python or C++, and return its metadata.
 
     The graph computes in float32 and eval mode, whatever the model's mode and device; the model is left as
@@ -233,7 +236,7 @@ def load_artifact(path: str | os.PathLike[str], device: str | torch.device = "cp
     return artifact
 
 
-def _metadata(model: nn.Module, frames: Tensor, probabilities: Tensor) -> dict[str, Any]:
+def _metadata(model: VideoClassifier, frames: Tensor, probabilities: Tensor) -> dict[str, Any]:
     """What is written beside the graph; `cpp/` reads the same fields."""
     return {
         "schema_version": SCHEMA_VERSION,

@@ -26,8 +26,8 @@ def resize_and_crop(
         resized_height = max(resize_to[0], fit_height)
         resized_width = max(resize_to[1], fit_width)
     else:
-        resized_height = torch.sym_max(resize_to[0], fit_height)
-        resized_width = torch.sym_max(resize_to[1], fit_width)
+        resized_height = torch.sym_max(resize_to[0], fit_height)  # type: ignore[assignment]
+        resized_width = torch.sym_max(resize_to[1], fit_width)  # type: ignore[assignment]
     return (
         resized_height,
         resized_width,
@@ -55,6 +55,9 @@ class ClipPreprocessing(nn.Module):
         another
             type, rank or channel count, or no pixels.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, input_size: Sequence[int], crop_fraction: float, mean: Sequence[float], std: Sequence[float]

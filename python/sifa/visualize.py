@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from .models import VideoClassifier
 from .modules import SIFA
 from .preprocessing import ClipPreprocessing, resize_and_crop
 from .reference import attention_weights, tap_positions
@@ -47,7 +48,7 @@ class Attention:
     spacing: tuple[float, float]
 
 
-def trace_attention(model: nn.Module, frames: Tensor, layer: str | None = None) -> Attention:
+def trace_attention(model: VideoClassifier, frames: Tensor, layer: str | None = None) -> Attention:
     """Run a model on one clip and record what a SIFA layer of it attends to.
 
     Args:
@@ -85,9 +86,11 @@ def trace_attention(model: nn.Module, frames: Tensor, layer: str | None = None) 
         )[0].mean(0)
     # Feature map -> network input -> resized frame -> frame; pixel i of a frame covers [i - 1/2, i + 1/2].
     preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
-    size = frames.shape[1:3]
-    rows, columns, top, left = resize_and_crop(*size, preprocessing.resize_to, preprocessing.crop_to)
-    zoom = torch.tensor([size[0] / rows, size[1] / columns])
+    frame_height, frame_width = frames.shape[1:3]
+    rows, columns, top, left = resize_and_crop(
+        frame_height, frame_width, preprocessing.resize_to, preprocessing.crop_to
+    )
+    zoom = torch.tensor([frame_height / rows, frame_width / columns])
     stride = torch.tensor(to_input.stride) * zoom
     shift = (torch.tensor(to_input.shift) + torch.tensor([top, left]) + 0.5) * zoom - 0.5
 
@@ -137,7 +140,7 @@ def choose_queries(attention: Attention, count: int = 3) -> tuple[int, list[tupl
 
 
 def draw_attention(
-    model: nn.Module,
+    model: VideoClassifier,
     frames: Tensor,
     path: str | os.PathLike[str],
     *,
@@ -189,7 +192,7 @@ class _Affine:
     shift: tuple[float, float]
 
 
-def _run(model: nn.Module, frames: Tensor, layer: SIFA) -> tuple[Tensor, _Affine]:
+def _run(model: VideoClassifier, frames: Tensor, layer: SIFA) -> tuple[Tensor, _Affine]:
     """The clip that reaches `layer`, and where its pixels lie in the network's input.
 
     Every convolution or pooling on the way that makes the map smaller moves its pixels by its stride,

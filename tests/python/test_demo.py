@@ -90,9 +90,7 @@ def test_command_line(capsys, monkeypatch, tmp_path, build):
 def test_finds_the_program_beside_python_or_in_the_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(
-        FileNotFoundError, match="there is no program .*sifa-run: `make build` builds it"
-    ):
+    with pytest.raises(FileNotFoundError, match="there is no program .*sifa-run: `make build` builds it"):
         demo.find_sifa_run()
     with pytest.raises(FileNotFoundError, match="there is no program"):
         demo.run_demo(tmp_path / "output")
@@ -115,9 +113,7 @@ def test_engines_that_disagree_are_an_error():
     eager = [0.7, 0.2, 0.1]
     table = demo.compare({"eager": eager, "same": [0.7, 0.2, 0.1]}, ["a", "b", "c"])
     assert table[1] == {"engine": "same", "label": "a", "difference": 0.0}
-    with pytest.raises(
-        RuntimeError, match=r"C\+\+ disagrees with eager: a, .* differ by 2\.0e-03"
-    ):
+    with pytest.raises(RuntimeError, match=r"C\+\+ disagrees with eager: a, .* differ by 2\.0e-03"):
         demo.compare({"eager": eager, "C++": [0.702, 0.198, 0.1]}, ["a", "b", "c"])
     with pytest.raises(RuntimeError, match=r"C\+\+ disagrees with eager: b"):
         demo.compare({"eager": [0.5, 0.4999, 0.0], "C++": [0.4999, 0.5, 0.0]}, ["a", "b", "c"])

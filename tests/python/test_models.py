@@ -36,8 +36,9 @@ def inserted(model: nn.Module) -> list[str]:
 def lively(randomize_offsets):
     """Returns a function that creates a model in which every path counts and whose offsets have 1.5 pixels.
 
-    The last norm of a residual branch starts at 0 and is opened. Norms are calibrated to the clips: in an untrained
-    network the aggregate, cubic in the features, would otherwise grow from block to block beyond any number.
+    The last norm of a residual branch starts at 0 and is opened. Norms are calibrated to the clips: in an
+    untrained network the aggregate, cubic in the features, would otherwise grow from block to block beyond any
+    number.
     """
 
     def create(name: str) -> VideoClassifier:

@@ -4,9 +4,8 @@ What needs no GPU (the arithmetic of the same kernels) is in tests/cpp/test_cuda
 """
 
 import pytest
-import torch
-
 import sifa
+import torch
 from sifa import reference
 
 pytestmark = [

@@ -2,16 +2,20 @@
 
 Python and C++ must see the same frames. C++ reads through OpenCV, whose FFmpeg backend knows only the first
 video stream of a file, so this module asks torchcodec for that stream too (by itself it takes the one
-FFmpeg calls best).
+FFmpeg calls best). And torchcodec finds a frame by its time: where that fails (MPEG transport and program
+streams, AVI with B-frames, streams without timestamps), the `ffmpeg` program decodes from the start.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .sampling import frame_indices
@@ -26,7 +30,7 @@ def read_frames(
 ) -> tuple[Tensor, list[int]]:
     """Read the clip in the middle of a video.
 
-    Only what the wanted frames need is decoded. A rotated video comes out upright.
+    Only what the wanted frames need is decoded, where the file allows it. A rotated video comes out upright.
 
     Args:
         path: a video file of any format FFmpeg reads.
@@ -46,22 +50,37 @@ def read_frames(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    decoder = _open_first_video_stream(path)
-    total = len(decoder)
+    total, fetch = _open(path)
     if total == 0:
         raise VideoError(f"{path} has no frames")
     indices = frame_indices(total, num_frames, frame_stride)
     try:
-        frames = decoder.get_frames_at(indices).data
+        return fetch(indices), indices
     except (RuntimeError, IndexError) as error:
         raise VideoError(
             f"cannot decode frames {indices[0]} to {indices[-1]} of {path}: {_reason(error)}"
         ) from error
-    return frames, indices
 
 
-def _open_first_video_stream(path: Path) -> Any:
-    """A torchcodec decoder of the video stream with the lowest index, exact about the number of frames."""
+def _open(path: Path) -> tuple[int, Callable[[list[int]], Tensor]]:
+    """The exact number of frames in the first video stream, and what reads those of given indices."""
+    try:
+        decoder = _first_video_stream(path)
+        # Where the first frame is not found at its own time, no frame is.
+        first = decoder.get_frame_at(0).pts_seconds
+        if abs(first - decoder.metadata.begin_stream_seconds) > 1e-3:
+            raise RuntimeError(f"its timestamps do not fit its frames, the first is at {first:.3f} s")
+    except (RuntimeError, ValueError, IndexError) as error:
+        try:
+            return _count_with_ffmpeg(path), lambda indices: _decode_with_ffmpeg(path, indices)
+        except (RuntimeError, OSError) as second:
+            reasons = f"{_reason(error)}; {_reason(second)}"
+            raise VideoError(f"{path} is not a video that FFmpeg can read: {reasons}") from error
+    return len(decoder), lambda indices: decoder.get_frames_at(indices).data
+
+
+def _first_video_stream(path: Path) -> Any:
+    """A torchcodec decoder of the video stream with the lowest index, which knows its number of frames."""
     try:
         from torchcodec.decoders import VideoDecoder
     except ModuleNotFoundError as error:
@@ -72,10 +91,7 @@ def _open_first_video_stream(path: Path) -> Any:
             f"({_reason(error)})"
         ) from error
     settings: dict[str, Any] = {"dimension_order": "NHWC", "seek_mode": "exact", "device": "cpu"}
-    try:
-        best = VideoDecoder(path, **settings)
-    except (RuntimeError, ValueError) as error:
-        raise VideoError(f"{path} is not a video that FFmpeg can read: {_reason(error)}") from error
+    best = VideoDecoder(path, **settings)
     for index in range(best.stream_index):
         try:
             return VideoDecoder(path, stream_index=index, **settings)
@@ -84,7 +100,56 @@ def _open_first_video_stream(path: Path) -> Any:
     return best
 
 
+def _count_with_ffmpeg(path: Path) -> int:
+    """The number of frames in the first video stream, by decoding all of them."""
+    show = ["-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "default=nokey=1"]
+    count = re.search(
+        rb"\d+", _run("ffprobe", "-v", "error", "-select_streams", "v:0", *show, f"file:{path}")
+    )
+    return 0 if count is None else int(count[0])
+
+
+def _decode_with_ffmpeg(path: Path, indices: list[int]) -> Tensor:
+    """The frames of the given indices, uint8 `(T, H, W, 3)`, by decoding from the start."""
+    wanted = sorted(set(indices))
+    # One tick of the frame rate for each frame that is kept, so that none is doubled or dropped.
+    pick = f"select='{'+'.join(f'eq(n,{index})' for index in wanted)}',setpts=N/FRAME_RATE/TB"
+    output = [
+        "-map",
+        "0:v:0",
+        "-vf",
+        pick,
+        "-frames:v",
+        str(len(wanted)),
+        "-c:v",
+        "ppm",
+        "-f",
+        "image2pipe",
+        "-",
+    ]
+    images = _run("ffmpeg", "-v", "error", "-nostdin", "-i", f"file:{path}", *output)
+    frames, start = [], 0
+    while header := re.compile(rb"P6\s(\d+)\s(\d+)\s255\s").match(images, start):
+        width, height = int(header[1]), int(header[2])
+        start = header.end() + height * width * 3
+        frame = torch.frombuffer(bytearray(images[header.end() : start]), dtype=torch.uint8)
+        frames.append(frame.view(height, width, 3))
+    if len(frames) != len(wanted):
+        raise RuntimeError(f"ffmpeg gave {len(frames)} of {len(wanted)} frames")
+    return torch.stack([frames[wanted.index(index)] for index in indices])
+
+
+def _run(*command: str) -> bytes:
+    """What a program prints; RuntimeError with the first line of its complaint if it fails."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True).stdout
+    except FileNotFoundError as error:
+        raise RuntimeError(f"there is no program {command[0]}: sudo apt-get install ffmpeg") from error
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(error.stderr.decode(errors="replace") or f"{command[0]} failed") from error
+
+
 def _reason(error: Exception) -> str:
-    """The first line of a torchcodec error, without the place in its source that leads it."""
+    """The first line of an error, without the place in torchcodec's source that leads it."""
     text = str(error).strip() or type(error).__name__
     return re.sub(r"^\S+, \S+:\d+, ", "", text.splitlines()[0]).rstrip(" .")

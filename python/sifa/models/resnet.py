@@ -40,8 +40,8 @@ def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) 
     Raises:
         ValueError: an option that does not exist or is out of its range.
     """
-    # timm starts the last norm of every block at 0. With SIFA, whose aggregate is cubic in the features, this also
-    # keeps an untrained network's outputs finite.
+    # timm starts the last norm of every block at 0. With SIFA, whose aggregate is cubic in the features, this
+    # also keeps an untrained network's outputs finite.
     network = timm.create_model(backbone, in_chans=3 * TEMPORAL_STRIDE, num_classes=0, pretrained=False)
     return _classifier(network, num_classes, num_frames, **options)
 
