@@ -79,7 +79,7 @@ lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-com
 
 .PHONY: bench
 bench: build ## measure the operator on this machine
-	@$(BIN)/python benchmarks/operator.py
+	@$(BIN)/python benchmarks/attention.py
 
 .PHONY: clean
 clean: ## remove what was built (the packages in .venv stay: rm -rf .venv removes those)

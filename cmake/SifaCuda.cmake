@@ -1,6 +1,8 @@
 # Decides whether the CUDA kernels are built, and for which GPUs. Sets SIFA_BUILD_CUDA and enables the CUDA language.
 # What counts is torch and nvcc; a GPU in the machine that builds is neither needed nor asked for.
 
+include(CheckLanguage)
+
 set(SIFA_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO (if torch has CUDA and there is an nvcc), ON or OFF")
 set_property(CACHE SIFA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(SIFA_CUDA_ARCHITECTURES 80 86 87 89 90 100 110 120
@@ -15,9 +17,13 @@ elseif(NOT SIFA_TORCH_HAS_CUDA)
 elseif(CMAKE_CROSSCOMPILING AND NOT CMAKE_CUDA_COMPILER)
   set(_reason "cross-compiling, and CMAKE_CUDA_COMPILER is not set")
 else()
-  # Set before the language is enabled: CMake tries the compiler, and its own choice may not be known to it.
-  find_program(SIFA_NVCC nvcc HINTS ${CMAKE_CUDA_COMPILER} ENV CUDACXX PATHS /usr/local/cuda/bin ENV CUDA_HOME
-                                    ENV CUDA_PATH PATH_SUFFIXES bin)
+  if(CMAKE_CUDA_COMPILER)
+    set(SIFA_NVCC "${CMAKE_CUDA_COMPILER}")
+  elseif(DEFINED ENV{CUDACXX})
+    set(SIFA_NVCC "$ENV{CUDACXX}")
+  else()
+    find_program(SIFA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin NO_CACHE)
+  endif()
   if(NOT SIFA_NVCC)
     set(_reason "torch has CUDA, but there is no nvcc: install the CUDA toolkit or set CUDACXX")
   endif()
@@ -37,14 +43,20 @@ if(NOT _reason)
   if(_failed OR NOT _architectures)
     set(_reason "${SIFA_NVCC} compiles for none of SIFA_CUDA_ARCHITECTURES (${SIFA_CUDA_ARCHITECTURES})")
   else()
+    # Set before the language is enabled: CMake tries the compiler for them, and its own choice may be unknown to it.
     list(POP_BACK _architectures _newest)
     list(TRANSFORM _architectures APPEND "-real")
     set(CMAKE_CUDA_ARCHITECTURES ${_architectures} ${_newest})
-    set(CMAKE_CUDA_COMPILER "${SIFA_NVCC}")
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-    enable_language(CUDA)
-    set(SIFA_BUILD_CUDA ON)
-    message(STATUS "CUDA kernels: built with ${SIFA_NVCC} for ${CMAKE_CUDA_ARCHITECTURES}")
+    set(ENV{CUDACXX} "${SIFA_NVCC}")
+    check_language(CUDA)
+    if(CMAKE_CUDA_COMPILER)
+      enable_language(CUDA)
+      set(SIFA_BUILD_CUDA ON)
+      message(STATUS "CUDA kernels: built with ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
+    else()
+      set(_reason "${SIFA_NVCC} does not compile with this C++ compiler")
+    endif()
   endif()
 endif()
 

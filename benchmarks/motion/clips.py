@@ -1,4 +1,7 @@
-"""Clips of the motion task as a network sees them: rendered, encoded, decoded, sampled; cached on disk."""
+"""Clips of the motion task as a network sees them: rendered, encoded, decoded, sampled; cached on disk.
+
+The cache knows nothing of the generator: after a change to it, remove build/motion.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,15 @@ std::string library_folder() {
   if (dladdr(reinterpret_cast<void*>(&library_folder), &info) == 0 || info.dli_fname == nullptr) {
     throw Error(ErrorCode::kOther, "cannot tell where libsifa_runtime.so is");
   }
-  return std::filesystem::canonical(std::filesystem::absolute(info.dli_fname).parent_path()).string();
+  const std::filesystem::path folder = std::filesystem::path(info.dli_fname).parent_path();
+  std::error_code error;
+  const std::filesystem::path canonical = std::filesystem::canonical(folder.empty() ? "." : folder, error);
+  return (error ? folder : canonical).string();
+}
+
+bool file_exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
 }
 
 void* open_library(const std::string& path, std::string& reason) {

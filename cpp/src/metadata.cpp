@@ -1,7 +1,7 @@
 // The metadata of schema version 1, field by field; Python's `sifa.artifact` writes it.
 #include "metadata.h"
 
-#include <cmath>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "sifa/error.h"
@@ -23,6 +23,11 @@ constexpr std::uint64_t kMaxReferenceSize = std::uint64_t{1} << 30;  // bytes
 
 // A value as it stands in the file, for an error message: ASCII, and not too long.
 std::string quoted(const json& value) {
+  // Writing what is nested recurses, and a file may nest deeper than the stack.
+  const auto is_nested = [](const json& element) { return element.is_structured(); };
+  if (value.is_structured() && std::any_of(value.begin(), value.end(), is_nested)) {
+    return std::string("a nested ") + value.type_name();
+  }
   const std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true);
   return text.size() > 60 ? text.substr(0, 57) + "..." : text;
 }

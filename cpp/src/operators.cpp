@@ -6,8 +6,8 @@
 #include <torch/csrc/jit/frontend/function_schema_parser.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <mutex>
+#include <optional>
 
 #include "library.h"
 #include "one_line.h"
@@ -20,6 +20,10 @@ const char kName[] = "sifa::inter_frame_attention";
 
 std::optional<c10::OperatorHandle> find_operator() {
   return c10::Dispatcher::singleton().findSchema({kName, ""});
+}
+
+bool has_cuda_kernel(const c10::OperatorHandle& handle) {
+  return handle.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
 void load(const std::string& path, const std::string& way_out) {
@@ -39,24 +43,32 @@ void load_operators() {
   const std::lock_guard<std::mutex> lock(mutex);
   const char* given = std::getenv("SIFA_OPS_LIBRARY");
   const bool is_given = given != nullptr && given[0] != '\0';
-  const std::filesystem::path path = is_given ? std::filesystem::absolute(given)
-                                              : std::filesystem::path(library_folder()) / "libsifa_ops.so";
+  std::string path = is_given ? given : library_folder() + "/libsifa_ops.so";
+  if (path.find('/') == std::string::npos)
+    path = "./" + path;  // a file, not a name for the linker to look for
 
   auto found = find_operator();
   if (!found) {
-    load(path.string(), is_given ? "that is what SIFA_OPS_LIBRARY says"
-                                 : "set SIFA_OPS_LIBRARY to the libsifa_ops.so of your installation");
+    load(path, is_given ? "that is what SIFA_OPS_LIBRARY says"
+                        : "set SIFA_OPS_LIBRARY to the libsifa_ops.so of your installation");
     found = find_operator();
     if (!found) {
       throw Error(ErrorCode::kOperatorLibrary,
-                  path.string() + " is not SIFA's operator library: it does not define " + kName);
+                  path + " is not SIFA's operator library: it does not define " + kName);
     }
   }
   // Without a GPU there are no CUDA tensors, and the CUDA half is not needed.
-  const auto cuda = path.parent_path() / "libsifa_ops_cuda.so";
-  if (!found->hasKernelForDispatchKey(c10::DispatchKey::CUDA) &&
-      at::detail::getCUDAHooks().deviceCount() > 0 && std::filesystem::exists(cuda)) {
-    load(cuda.string(), "");
+  const std::string cuda = path.substr(0, path.rfind('/')) + "/libsifa_ops_cuda.so";
+  if (!has_cuda_kernel(*found) && at::detail::getCUDAHooks().deviceCount() > 0 && file_exists(cuda)) {
+    load(cuda, "");
+  }
+}
+
+void require_cuda_kernels() {
+  if (!has_cuda_kernel(*find_operator())) {
+    throw Error(ErrorCode::kOperatorLibrary,
+                "there is no libsifa_ops_cuda.so beside the operator library: build SIFA with CUDA, or use "
+                "device cpu");
   }
 }
 

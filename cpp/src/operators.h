@@ -10,6 +10,9 @@ namespace sifa {
 /// set, else for libsifa_ops.so beside the library that this code is in. Throws Error(kOperatorLibrary).
 void load_operators();
 
+/// Throws Error(kOperatorLibrary) if the loaded operators run on the CPU only.
+void require_cuda_kernels();
+
 /// Throws Error(kOperatorLibrary) if the loaded operator cannot serve a model that was exported with
 /// `schema`; `path` names the model.
 void check_operator_schema(const std::string& schema, const std::string& path);

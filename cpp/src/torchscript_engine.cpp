@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "one_line.h"
+#include "operators.h"
 #include "sifa/error.h"
 
 namespace sifa {
@@ -90,7 +91,9 @@ class TorchScriptEngine : public Engine {
 
 std::unique_ptr<Engine> load_torchscript(const std::string& path, const Metadata& metadata,
                                          const std::string& device) {
-  return std::make_unique<TorchScriptEngine>(path, metadata, parse_device(device));
+  const at::Device parsed = parse_device(device);
+  if (parsed.is_cuda()) require_cuda_kernels();
+  return std::make_unique<TorchScriptEngine>(path, metadata, parsed);
 }
 
 void set_threads(int threads) { at::set_num_threads(threads); }

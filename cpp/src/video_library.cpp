@@ -3,8 +3,6 @@
 // need not have.
 #include <dlfcn.h>
 
-#include <filesystem>
-
 #include "library.h"
 #include "one_line.h"
 #include "sifa/error.h"
@@ -16,7 +14,7 @@ namespace {
 
 ReadVideo* load() {
   const std::string path = library_folder() + "/libsifa_video.so";
-  if (!std::filesystem::exists(path)) {
+  if (!file_exists(path)) {
     throw Error(ErrorCode::kVideoCannotBeOpened,
                 "this build of SIFA cannot read video files (SIFA_VIDEO=OFF): there is no " + path +
                     "; decode the video yourself and classify its frames");
@@ -35,8 +33,7 @@ ReadVideo* load() {
 
 Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride) {
   static ReadVideo* const read = load();  // tried again at the next call if it throws
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) {
+  if (!file_exists(path)) {
     throw Error(ErrorCode::kFileNotFound, "video file not found: " + path);
   }
   Video video;

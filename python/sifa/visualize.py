@@ -305,18 +305,21 @@ class _Picture:
         self.show(then, look)
         for number, query in enumerate(queries):
             colour = _COLOURS[number]
-            self.cross(ask.place(attention.queries[:, query[0], query[1]]), 11, colour)
-            self.chip(ask.place(attention.queries[:, query[0], query[1]]), (16, -34), number)
+            place = attention.queries[:, query[0], query[1]]
+            self.cross(ask.place(place), 11, colour)
+            self.chip(ask.place(place), (16, -34), number)
             self.taps(look, query, colour, 9)
+            self.cross(look.place(place), 6, _PAPER)
             corner = (left + number * (detail + self.GAP), below)
             close = _View(self.surroundings(query, width, height), corner, detail)
             self.show(then, close)
             self.grid(close, query)
-            self.taps(close, query, colour, 22)
+            self.taps(close, query, colour, 20)
+            self.cross(close.place(place), 8, _PAPER)
             self.chip(corner, (0, -34), number)
             grid, taps, _ = self.of(query)
             moved = (taps - grid).norm(dim=1).mean()
-            self.text((corner[0] + 36, corner[1] - 30), f"taps moved {moved:.1f} px on average", 17)
+            self.text((corner[0] + 36, corner[1] - 30), f"taps moved by {moved:.1f} px on average", 17)
         self.legend(below + detail + 20)
 
     def save(self, path: Path) -> None:
@@ -337,7 +340,7 @@ class _Picture:
         grid, taps, _ = self.of(query)
         points = torch.cat([grid, taps]) + 0.5
         low, high = points.amin(0), points.amax(0)
-        side = float((high - low).max()) * 1.3
+        side = float((high - low).max()) * 1.4
         middle = (low + high) / 2
         x, y = float(middle[1]) - side / 2, float(middle[0]) - side / 2
         return x, y, x + side, y + side
@@ -360,8 +363,8 @@ class _Picture:
         """Where the taps would be without offsets, and a line from there to where they are."""
         grid, taps, _ = self.of(query)
         for start, end in zip(grid, taps, strict=True):
-            self.line(view.place(start), view.place(end), _INK, 3.5)
-            self.line(view.place(start), view.place(end), _PAPER, 1.5)
+            self.line(view.place(start), view.place(end), _INK, 4.0)
+            self.line(view.place(start), view.place(end), _PAPER, 2.0)
         for start in grid:
             x, y = view.place(start)
             self.box((x - 4.5, y - 4.5, x + 4.5, y + 4.5), _PAPER, _INK, 1.5)
@@ -383,11 +386,11 @@ class _Picture:
         """What the marks mean, in one line."""
         x = float(self.MARGIN)
         self.cross((x + 9, y + 11), 8, _PAPER)
-        x = self.text((x + 26, y), "a pixel that asks", 17) + 34
+        x = self.text((x + 26, y), "a pixel that asks, or its place in the other frame", 17) + 28
         self.ring((x, y + 2, x + 18, y + 20), _PAPER, _INK, 1.5)
-        x = self.text((x + 26, y), "a tap: its area is its weight (ring: negative)", 17) + 34
+        x = self.text((x + 26, y), "a tap, its area is its weight (ring: negative)", 17) + 28
         self.box((x, y + 6, x + 9, y + 15), _PAPER, _INK, 1.5)
-        self.text((x + 18, y), "the same tap without its offset", 17)
+        self.text((x + 18, y), "the tap without its offset", 17)
 
     def chip(self, anchor: tuple[float, float], shift: tuple[float, float], number: int) -> None:
         """A query's letter on its colour."""
@@ -430,5 +433,5 @@ def _font(size: float) -> Any:
 def _toned(frame: Tensor) -> Image.Image:
     """A frame with less colour and contrast, so that the marks on it stand out."""
     image = Image.fromarray(frame.cpu().numpy())
-    muted = Image.blend(image, image.convert("L").convert("RGB"), 0.5)
-    return Image.blend(muted, Image.new("RGB", image.size, _PAPER), 0.25)
+    muted = Image.blend(image, image.convert("L").convert("RGB"), 0.4)
+    return Image.blend(muted, Image.new("RGB", image.size, _PAPER), 0.1)

@@ -109,6 +109,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadModel{"not_json.pt", ErrorCode::kNotAModel, "not a JSON object"},
         BadModel{"no_schema_version.pt", ErrorCode::kNotAModel,
                  "schema_version must be an integer, got nothing"},
+        BadModel{"deep.pt", ErrorCode::kNotAModel, "schema_version must be an integer, got a nested array"},
         BadModel{"no_labels.pt", ErrorCode::kNotAModel, "labels must be a list of at least one string"},
         BadModel{"few_labels.pt", ErrorCode::kNotAModel,
                  "reference.probabilities must be a list of 2 numbers"},

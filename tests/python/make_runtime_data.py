@@ -122,6 +122,8 @@ def make_models(folder: Path) -> Path:
     rewrite(
         good, folder / "not_json.pt", lambda name, data: b"[1, 2" if name.endswith(metadata_entry) else data
     )
+    deep = b'{"schema_version": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    rewrite(good, folder / "deep.pt", lambda name, data: deep if name.endswith(metadata_entry) else data)
     rewrite(good, folder / "no_code.pt", lambda name, data: b"}{" if name.endswith(".py") else data)
     with zipfile.ZipFile(folder / "foreign.zip", "w") as archive:
         archive.writestr("readme.txt", "not a model")

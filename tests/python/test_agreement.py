@@ -26,6 +26,7 @@ REAL = (
     "nasa_multi_stream.mp4",
     "rotated.mp4",
 )
+BT709 = ("nasa_multi_stream.mp4", "rotated.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -152,5 +153,6 @@ def test_real_videos(name, classifier, sifa_run):
     answer, probabilities = sifa_run(video)
     assert answer["frames"]["indices"] == indices
     assert answer["classes"][0]["index"] == int(expected.argmax())
-    # The two decoders may differ where a stream is tagged BT.709, which OpenCV does not heed.
-    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=0.05)
+    # OpenCV does not heed that two of the streams are tagged BT.709: their colours differ a little.
+    tolerance = 0.05 if name in BT709 else 1e-5
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=tolerance)

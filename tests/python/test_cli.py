@@ -43,7 +43,8 @@ def test_export_with_random_weights(exported):
 def test_export_with_weights_and_sizes(run, tmp_path):
     torch.manual_seed(3)
     model = sifa.create_model("sifa_tiny", num_classes=3, num_frames=8)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, tmp_path / "weights.safetensors")
     code, out, err = run(
         *["export", "sifa_tiny", "-o", tmp_path / "m.pt", "--weights", tmp_path / "weights.safetensors"],
         *["--num-classes", "3", "--num-frames", "8", "--json"],

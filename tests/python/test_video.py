@@ -8,7 +8,7 @@ import pytest
 import torch
 from sifa.data.motion import write_video
 from sifa.data.sampling import frame_indices
-from sifa.data.video import VideoError, read_frames
+from sifa.data.video import VideoError, _count_with_ffmpeg, _decode_with_ffmpeg, read_frames
 from torchcodec.decoders import VideoDecoder
 
 VIDEOS = Path(__file__).parents[2].parent / "shared" / "videos"
@@ -68,6 +68,19 @@ def test_first_video_stream_behind_sound(numbered, tmp_path):
     assert frames[:, 9, 17, 0].tolist() == indices == [4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("name", ["stream.ts", "b_frames.avi", "no_container.h264"])
+def test_files_whose_timestamps_mislead(numbered, tmp_path, name):
+    # torchcodec alone gives other frames of these, without a word, or none.
+    lossless = ["-c:v", "libx264rgb", "-crf", "0", "-bf", "3", "-g", "12"]
+    ffmpeg("-i", numbered(50), *lossless, tmp_path / name)
+    frames, indices = read_frames(tmp_path / name, 12, 3)
+    assert indices == frame_indices(50, 12, 3)
+    assert frames[:, 9, 17].tolist() == [[i, 255 - i, 7 * i % 256] for i in indices]
+    frames, indices = read_frames(tmp_path / name, 64)  # to the last frame, with repeats
+    assert indices == frame_indices(50, 64)
+    assert frames[:, 9, 17, 0].tolist() == indices
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_real_videos(name):
     path = VIDEOS / name
@@ -78,6 +91,9 @@ def test_real_videos(name):
     assert frames.shape == (16, height, width, 3)
     assert indices == frame_indices(total, 16, 4)
     assert frames.float().std() > 10
+    # FFmpeg's own program, which decodes from the start, says the same.
+    assert torch.equal(frames, _decode_with_ffmpeg(path, indices))
+    assert _count_with_ffmpeg(path) == total
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no video, whatever its name says\n" * 50])
@@ -95,13 +111,13 @@ def test_missing_and_not_a_file(tmp_path):
 
 def test_sound_only(tmp_path):
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", tmp_path / "sound.m4a")
-    with pytest.raises(VideoError, match=r"sound\.m4a is not a video that FFmpeg can read"):
+    with pytest.raises(VideoError, match=r"sound\.m4a is not a video .* it has no frames$"):
         read_frames(tmp_path / "sound.m4a", 4)
 
 
 def test_a_video_without_frames(tmp_path):
     ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x64:duration=1", "-frames:v", "0", tmp_path / "none.mp4")
-    with pytest.raises(VideoError, match=r"none\.mp4"):
+    with pytest.raises(VideoError, match=r"none\.mp4 is not a video .* it has no frames$"):
         read_frames(tmp_path / "none.mp4", 4)
 
 
@@ -114,6 +130,15 @@ def test_frames_that_cannot_be_decoded(numbered, monkeypatch):
         VideoError, match=r"cannot decode frames 2 to 5 of .*: Requested next frame .* decode$"
     ):
         read_frames(numbered(8), 4)
+
+
+def test_timestamps_that_mislead_without_the_ffmpeg_program(numbered, tmp_path, monkeypatch):
+    ffmpeg("-i", numbered(20), "-c:v", "libx264rgb", "-bf", "3", "-g", "6", tmp_path / "stream.ts")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        VideoError, match=r"timestamps do not fit .*; there is no program ffprobe: sudo apt-get"
+    ):
+        read_frames(tmp_path / "stream.ts", 4)
 
 
 def test_numbers_are_checked(numbered):

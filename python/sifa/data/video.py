@@ -51,8 +51,6 @@ def read_frames(
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     total, fetch = _open(path)
-    if total == 0:
-        raise VideoError(f"{path} has no frames")
     indices = frame_indices(total, num_frames, frame_stride)
     try:
         return fetch(indices), indices
@@ -106,7 +104,9 @@ def _count_with_ffmpeg(path: Path) -> int:
     count = re.search(
         rb"\d+", _run("ffprobe", "-v", "error", "-select_streams", "v:0", *show, f"file:{path}")
     )
-    return 0 if count is None else int(count[0])
+    if count is None or int(count[0]) == 0:
+        raise RuntimeError("it has no frames")
+    return int(count[0])
 
 
 def _decode_with_ffmpeg(path: Path, indices: list[int]) -> Tensor:

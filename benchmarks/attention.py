@@ -1,6 +1,6 @@
 """Measures sifa.inter_frame_attention against the same function made of PyTorch's own operators.
 
-python benchmarks/operator.py [--json FILE] [--device cuda]
+python benchmarks/attention.py [--json FILE] [--device cuda]
 
 The rivals, all of one formulation each and all checked against the reference in the same run:
 
@@ -14,10 +14,6 @@ Printed are the median and the quartiles over the rounds, in milliseconds.
 """
 
 from __future__ import annotations
-
-import sys
-
-sys.path.pop(0)  # This file's folder: it would hide the standard library's `operator`.
 
 import argparse
 import datetime
