@@ -157,6 +157,15 @@ print(*dependencies, *pyproject["project"]["optional-dependencies"]["dev"], sep=
 EOF
 }
 
+# --system-site-packages shows .venv what the system's interpreter has; if $1 is that of a virtual environment, a path
+# file shows it what is there.
+share_packages() {
+  local site_packages
+  site_packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$1" -c 'import sys, sysconfig; print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")' \
+    >"$site_packages/existing.pth"
+}
+
 make_venv() {
   local python constraints=constraints.txt packages
   python=$(interpreter)
@@ -168,6 +177,7 @@ make_venv() {
     fi
     say "Making .venv with $("$python" --version)"
     "$python" -m venv "${options[@]}" .venv || { rm -rf .venv && stop "$python -m venv failed."; }
+    [[ $TORCH != existing ]] || share_packages "$python"
     printf '%s\n' "$TORCH" "$TORCH_INDEX" >.venv/.settings
   elif [[ -e .venv/.settings ]]; then
     # Without the variables a later call goes on as .venv was begun.

@@ -33,10 +33,17 @@ def numbers(attention):
 """
 
 
+# An editable install answers `import sifa` before sys.path is asked.
+WITHOUT_EDITABLE_INSTALL = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+"""
+
+
 def run(script, path, **environment):
     """Run a Python script with ``path`` before everything else; return its output and its warnings."""
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", WITHOUT_EDITABLE_INSTALL + script],
         env={**os.environ, "PYTHONPATH": str(path), "PYTHONWARNINGS": "always", **environment},
         capture_output=True,
         text=True,
