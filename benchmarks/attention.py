@@ -84,9 +84,7 @@ def forward_and_backward(
     return [output.detach(), *torch.autograd.grad(output, (clip, offset), gradient)]
 
 
-def measure(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: str, num_rounds: int
-) -> list[dict[str, object]]:
+def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: str, num_rounds: int) -> list[dict]:
     """Time every rival on one shape and one dtype, forward, and forward with backward."""
     channels, height, width = shape
     generator = torch.Generator().manual_seed(0)
@@ -167,19 +165,14 @@ def processor(device: str) -> str:
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def table(rows: list[dict]) -> str:
-    """The measurements as a Markdown table: one line per shape, dtype and pass, one column per rival."""
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    lines = ["| shape | dtype | pass | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
-    cells: dict[tuple, dict[str, str]] = {}
+def table_lines(rows: list[dict]) -> list[str]:
+    """The measurements as lines of a Markdown table: one per shape, dtype and pass, one column per rival."""
+    cells: dict[tuple, list[str]] = {}
     for row in rows:
-        key = ("×".join(map(str, row["shape"])), row["dtype"], row["pass"])
         low, high = row["quartiles_ms"]
-        cells.setdefault(key, {})[row["name"]] = f"{row['median_ms']:.2f} ({low:.2f}–{high:.2f})"
-    lines += [
-        "| " + " | ".join([*key, *(cell[name] for name in names)]) + " |" for key, cell in cells.items()
-    ]
-    return "\n".join(lines)
+        line = ("×".join(map(str, row["shape"])), row["dtype"], row["pass"])
+        cells.setdefault(line, []).append(f"{row['median_ms']:.2f} ({low:.2f}–{high:.2f})")
+    return ["| " + " | ".join([*line, *values]) + " |" for line, values in cells.items()]
 
 
 def main() -> None:
@@ -201,11 +194,15 @@ def main() -> None:
     print(f"{report['date']}, {report['processor']}")
     print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     print("milliseconds: median (quartiles)\n")
-    rows = []
+    rows: list[dict] = []
     for shape in SHAPES:
         for dtype in TOLERANCES:
-            rows += measure(shape, dtype, arguments.device, arguments.rounds)
-    print(table(rows))
+            measured = measure(shape, dtype, arguments.device, arguments.rounds)
+            if not rows:
+                columns = ["shape", "dtype", "pass", *dict.fromkeys(row["name"] for row in measured)]
+                print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+            print("\n".join(table_lines(measured)), flush=True)
+            rows += measured
     if arguments.json:
         arguments.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
 

@@ -142,9 +142,11 @@ for line in open("constraints.txt"):
 EOF
 }
 
-# What the package and its developers need, from pyproject.toml.
+# What the package needs, or with "dev" what its developers need, from pyproject.toml.
 requirements() {
-  .venv/bin/python - <<'EOF'
+  .venv/bin/python - "$@" <<'EOF'
+import sys
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -152,8 +154,10 @@ except ModuleNotFoundError:  # Python 3.10
 
 with open("pyproject.toml", "rb") as file:
     pyproject = tomllib.load(file)
-dependencies = pyproject["tool"]["dynamic-metadata"][0]["dependencies"]
-print(*dependencies, *pyproject["project"]["optional-dependencies"]["dev"], sep="\n")
+if sys.argv[1:] == ["dev"]:
+    print(*pyproject["project"]["optional-dependencies"]["dev"], sep="\n")
+else:
+    print(*pyproject["tool"]["dynamic-metadata"][0]["dependencies"], sep="\n")
 EOF
 }
 
@@ -167,7 +171,7 @@ share_packages() {
 }
 
 make_venv() {
-  local python constraints=constraints.txt packages
+  local python dependencies tools
   python=$(interpreter)
   if [[ ! -x .venv/bin/python ]]; then
     local options=()
@@ -184,15 +188,19 @@ make_venv() {
     { read -r TORCH && read -r TORCH_INDEX; } <.venv/.settings
   fi
   say "Installing Python packages into .venv (the first time this downloads several GB)"
+  mapfile -t dependencies < <(requirements)
+  mapfile -t tools < <(requirements dev)
   if [[ $TORCH == existing ]]; then
-    constraints=.venv/.constraints
-    constraints_beside_existing >"$constraints"
-  elif [[ -n $TORCH_INDEX ]]; then
+    constraints_beside_existing >.venv/.constraints
+    pip_install -c .venv/.constraints "${dependencies[@]}"
+    # A tool that is installed elsewhere already has its command elsewhere too; those of .venv are in .venv/bin.
+    pip_install --ignore-installed -c constraints.txt "${tools[@]}"
+  else
     # All that is compiled for one torch comes from the index of that torch.
-    pip_install -c "$constraints" --index-url "$TORCH_INDEX" torch torchvision torchcodec
+    [[ -z $TORCH_INDEX ]] ||
+      pip_install -c constraints.txt --index-url "$TORCH_INDEX" torch torchvision torchcodec
+    pip_install -c constraints.txt "${dependencies[@]}" "${tools[@]}"
   fi
-  mapfile -t packages < <(requirements)
-  pip_install -c "$constraints" "${packages[@]}"
 }
 
 # Runs a command with its output in a log, whose end is shown if it fails.

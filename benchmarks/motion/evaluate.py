@@ -81,7 +81,7 @@ def main() -> None:
     print(f"sifa_tiny, one frame repeated: top-1 {percent(torch.stack(stills))}, the mean over all 16 frames")
     for frame, correct in enumerate(stills):
         print(f"  frame {frame}: {percent(correct)}")
-    for name, pixels in mean_offsets(model, clips[:: len(clips) // 100]).items():
+    for name, pixels in mean_offsets(model, clips[:: max(1, len(clips) // 100)]).items():
         print(f"mean |offset| at {name}: {pixels:.2f} pixels of its feature map")
     found = predict(without_offsets(copy.deepcopy(model)), clips)
     print(f"sifa_tiny, every offset = 0: top-1 {percent(found == labels)}")

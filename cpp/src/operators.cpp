@@ -6,6 +6,7 @@
 #include <torch/csrc/jit/frontend/function_schema_parser.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <mutex>
 #include <optional>
 

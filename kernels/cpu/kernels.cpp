@@ -16,7 +16,7 @@ extern const Kernels avx512_kernels;
 
 const Kernels* find_kernels(const char* capability) {
 #if defined(SIFA_HAVE_X86_KERNELS)
-  // Each condition lists what the flags in kernels/CMakeLists.txt let the compiler use.
+  // What the flags in kernels/CMakeLists.txt let the compiler use. Every processor with AVX2 has F16C.
   if (std::strcmp(capability, "avx512") == 0) {
     const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
