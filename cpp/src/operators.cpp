@@ -6,7 +6,6 @@
 #include <torch/csrc/jit/frontend/function_schema_parser.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <mutex>
 #include <optional>
 
@@ -29,7 +28,7 @@ bool has_cuda_kernel(const c10::OperatorHandle& handle) {
 
 void load(const std::string& path, const std::string& way_out) {
   std::string reason;
-  if (!std::filesystem::exists(path)) {
+  if (!file_exists(path)) {
     throw Error(ErrorCode::kOperatorLibrary, "operator library not found: " + path + "; " + way_out);
   }
   if (open_library(path, reason) == nullptr) {
