@@ -65,7 +65,7 @@ _CARDS = {
     for card in (
         ModelCard(
             name="sifa_tiny",
-            summary="A small bottleneck network for the bundled motion task and for embedded boards.",
+            summary="A narrow ResNet for the bundled motion task and for embedded boards.",
             build=tiny,
             num_classes=10,
             num_frames=16,

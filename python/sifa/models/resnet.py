@@ -18,8 +18,7 @@ from .classifier import VideoClassifier
 TEMPORAL_STRIDE = 4
 """Frames per step: the published stem is a Conv3d(3, 64, (4, 7, 7), stride (4, 2, 2), padding (0, 3, 3))."""
 
-# What insertion decides itself: channels come from the backbone, and a place inside a block keeps the
-# features.
+# The channels come from the backbone; a last convolution needs the features, not the aggregate alone.
 _SIFA_OPTIONS = tuple(
     name for name in inspect.signature(SIFA).parameters if name not in ("channels", "residual")
 )
@@ -47,10 +46,9 @@ def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) 
 
 
 def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
-    """A narrow ResNet of six basic blocks; its stem has the spatial stride 4 at once, and stage 1 is left
-    out.
+    """A narrow ResNet of six basic blocks, without stage 1; its stem has the spatial stride 4 at once.
 
-    The parameters are those of :func:`resnet`; ``dropout`` is 0.1 by default.
+    The options are those of :func:`resnet`; ``dropout`` is 0.1 by default.
     """
     network = ResNet(
         BasicBlock,
@@ -81,8 +79,9 @@ def _classifier(
             known = ", ".join(("stages", "dropout", *_SIFA_OPTIONS))
             raise ValueError(f"unknown model option {option!r}; known: {known}")
     stages = sorted(set(stages))
-    if not set(stages) <= {1, 2, 3, 4}:
-        raise ValueError(f"stages must be among 1, 2, 3, 4, got {stages}")
+    possible = [stage for stage in (1, 2, 3, 4) if len(network.get_submodule(f"layer{stage}")) > 1]
+    if not set(stages) <= set(possible):
+        raise ValueError(f"stages must be among {possible}, those with a second block, got {stages}")
     # In front of a block's last convolution: the activated output of its (first or only) 3x3 convolution.
     last = "conv3" if isinstance(network.layer4[0], Bottleneck) else "conv2"
     where = [
