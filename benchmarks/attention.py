@@ -89,13 +89,14 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: str, num_ro
     channels, height, width = shape
     generator = torch.Generator().manual_seed(0)
 
-    def random(num_channels: int) -> Tensor:
+    def random(num_channels: int, dtype: torch.dtype) -> Tensor:
         values = torch.randn(NUM_CLIPS, num_channels, NUM_STEPS, height, width, generator=generator)
         return values.to(device, dtype).contiguous(memory_format=torch.channels_last_3d)
 
-    clip = random(channels).requires_grad_()
-    offset = random(2 * KERNEL_SIZE**2).float().requires_grad_()  # sigma: 1 pixel
-    gradient = random(channels)
+    clip = random(channels, dtype).requires_grad_()
+    # Sigma is 1 pixel. In bfloat16 whole pixels would be frequent, where the gradient has a jump.
+    offset = random(2 * KERNEL_SIZE**2, torch.float32).requires_grad_()
+    gradient = random(channels, dtype)
     torch.compiler.reset()
     rivals: dict[str, Attention] = {
         "fused": fused,

@@ -1,5 +1,4 @@
-"""Evaluates weights of sifa_tiny on held-out, codec-rendered videos of the motion task; prints what
-RESULTS.md states.
+"""Evaluates sifa_tiny on held-out videos of the motion task, through a codec; prints what RESULTS.md states.
 
 python benchmarks/motion/evaluate.py build/motion/sifa_tiny.safetensors --control
 build/motion/control.safetensors

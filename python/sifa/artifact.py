@@ -110,11 +110,10 @@ class Artifact:
 
 
 def reference_frames(num_frames: int, input_size: Sequence[int]) -> Tensor:
-    """The input whose output an artifact records: uint8 `(1, T, H, W, 3)`, the same integers in every
-    language.
+    """The input whose output an artifact records: uint8 `(1, T, H, W, 3)`.
 
-    Somewhat larger than the network's input, and wider than high, so that resize and crop both have work to
-    do.
+    The same integers in every language. Somewhat larger than the network's input, and wider than high, so
+    that resize and crop both have work to do.
     """
     t, y, x, c = torch.meshgrid(
         torch.arange(num_frames),
@@ -171,8 +170,7 @@ def export_torchscript(model: VideoClassifier, path: str | os.PathLike[str]) -> 
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata of an artifact, read without loading its graph, if this version of SIFA can run the
-    file.
+    """The metadata of an artifact that this version of SIFA can run, read without loading its graph.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,8 +1,8 @@
-"""Insertion of SIFA at named places of an image backbone that runs on the frames of clips folded into its
-batch.
+"""Insertion of SIFA at named places of an image backbone.
 
-The backbone keeps its own forward: the module at each place is replaced by a wrapper that shows its input (or
-its output) to a :class:`sifa.SIFA` as a clip, without a copy where the layout allows it.
+The backbone runs on the frames of clips, folded into its batch, and keeps its own forward: the module at
+each place is replaced by a wrapper that shows its input (or its output) to a :class:`sifa.SIFA` as a clip,
+without a copy where the layout allows it.
 """
 
 import difflib

@@ -37,8 +37,7 @@ def resize_and_crop(
 
 
 class ClipPreprocessing(nn.Module):
-    """Raw RGB frames, uint8 `(N, T, H, W, 3)` of any `H` and `W`, to a normalised clip, float32 `(N, 3, T,
-    h, w)`.
+    """Raw RGB frames to a normalised clip: uint8 `(N, T, H, W, 3)` to float32 `(N, 3, T, h, w)`.
 
     Antialiased bilinear resize of the short side to `round(h / crop_fraction)`, centre crop to
     `input_size`, division by 255, and normalisation with `mean` and `std`. Identical in eager, script and

@@ -63,7 +63,9 @@ def sifa_run(path):
 
     def run(video):
         command = [str(program), str(path), str(video), "--topk", "10", "--json"]
-        answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
         by_index = sorted(answer["classes"], key=lambda entry: entry["index"])
         return answer, np.array([entry["probability"] for entry in by_index])
 

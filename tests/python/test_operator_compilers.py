@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 # TorchScript is deprecated upstream and still what C++ loads.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 
 
 @pytest.fixture

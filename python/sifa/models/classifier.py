@@ -9,8 +9,7 @@ from ..insertion import set_num_steps
 
 
 def stack_frames(clip: Tensor, stride: int) -> Tensor:
-    """Stacks every ``stride`` frames of clips (N, C, T, H, W) into one image: (N * T / stride, C * stride, H,
-    W).
+    """Stacks every ``stride`` frames into one image: (N, C, T, H, W) to (N * T/stride, C * stride, H, W).
 
     Channel ``c * stride + i`` is channel c of the i-th of the stacked frames, so a ``Conv2d`` on the result
     computes what a ``Conv3d`` of temporal kernel and stride ``stride`` computes on the clip, with the same
