@@ -29,6 +29,13 @@ else()
   endif()
 endif()
 
+foreach(_architecture IN LISTS SIFA_CUDA_ARCHITECTURES)
+  if(NOT _architecture MATCHES "^[0-9]+$")
+    message(FATAL_ERROR "SIFA_CUDA_ARCHITECTURES must be compute capabilities such as 87 or 90, separated by "
+                        "semicolons, got \"${SIFA_CUDA_ARCHITECTURES}\".")
+  endif()
+endforeach()
+
 if(NOT _reason)
   execute_process(COMMAND "${SIFA_NVCC}" --list-gpu-arch OUTPUT_VARIABLE _known RESULT_VARIABLE _failed
                   ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
@@ -40,7 +47,9 @@ if(NOT _reason)
     endif()
   endforeach()
   list(SORT _architectures COMPARE NATURAL)
-  if(_failed OR NOT _architectures)
+  if(_failed)
+    set(_reason "${SIFA_NVCC} --list-gpu-arch failed: ${_failed}")
+  elseif(NOT _architectures)
     set(_reason "${SIFA_NVCC} compiles for none of SIFA_CUDA_ARCHITECTURES (${SIFA_CUDA_ARCHITECTURES})")
   else()
     # Set before the language is enabled: CMake tries the compiler for them, and its own choice may be unknown to it.

@@ -53,8 +53,7 @@ struct InterFrameAttention {
   int64_t groups;         // divides channels
   int64_t frame_shift;    // within [-frames, memory_frames], which covers every effect it can have
   double scale;
-  bool clamp;  // a neighbour outside the memory is clamped into it; otherwise its frame has no aggregate (A =
-               // 0)
+  bool clamp;  // a neighbour outside the memory is clamped into it; otherwise its frame has no aggregate
   bool softmax;
   bool residual;
   ScalarKind features, offsets;
@@ -86,8 +85,7 @@ SIFA_HOST_DEVICE int64_t neighbour_frame(const InterFrameAttention& call, int64_
   return frame < 0 ? 0 : call.memory_frames - 1;
 }
 
-// The largest height, width and dilation: up to here a float32 counts pixels exactly, and int32 holds any
-// tap.
+// The largest height, width and dilation: so far a float32 counts pixels exactly, and int32 holds any tap.
 constexpr int64_t kMaxExtent = int64_t(1) << 24;
 
 // Where tap `index` (i or j) of a window of `kernel_size` around `coordinate` lies along one axis, in pixels.

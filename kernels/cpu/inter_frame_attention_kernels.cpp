@@ -1,7 +1,7 @@
 // The CPU kernels of inter-frame attention, vectorised over channels. Compiled once per instruction set, with
-// the compiler flags and the SIFA_CPU_KERNELS (the name of the table it defines) that kernels/CMakeLists.txt
-// gives it. Everything but that table is in an unnamed namespace and includes no function of the standard
-// library that could be emitted out of line: see SIFA_HOST_DEVICE.
+// the compiler flags and the SIFA_CPU_CAPABILITY (which names the table it defines) that
+// kernels/CMakeLists.txt gives it. Everything but that table is in an unnamed namespace and includes no
+// function of the standard library that could be emitted out of line: see SIFA_HOST_DEVICE.
 #include <cstdint>
 #include <cstring>
 
@@ -180,7 +180,8 @@ SIFA_INLINE void normalise(const InterFrameAttention& call, int count, Real* wei
   const int64_t dropped = call.kernel_size * call.kernel_size - count;
   Real largest = dropped > 0 || count == 0 ? Real(0) : weights[0];
   for (int i = 0; i < count; ++i) largest = weights[i] > largest ? weights[i] : largest;
-  Real total = static_cast<Real>(dropped) * exponential(-largest);
+  // Without dropped taps the largest may be so negative that exp(-largest) overflows.
+  Real total = dropped > 0 ? static_cast<Real>(dropped) * exponential(-largest) : Real(0);
   for (int i = 0; i < count; ++i) {
     weights[i] = exponential(weights[i] - largest);
     total += weights[i];
@@ -264,8 +265,7 @@ void forward_rows(const InterFrameAttention& call, int64_t begin, int64_t end, v
   }
 }
 
-// From products with the four corners to those with the sample of tap p and with its derivatives along y and
-// x.
+// From products with the four corners to those with the sample of tap p and its derivatives along y and x.
 template <typename T, typename Lanes>
 SIFA_INLINE void combine(const Taps<T>& taps, int p, const Lanes* corner, Lanes& sample, Lanes& dy,
                          Lanes& dx) {
@@ -290,11 +290,13 @@ SIFA_INLINE void store_grad_offset(const InterFrameAttentionBackward& call, int6
   }
 }
 
-// With G the gradient of the output, per group: the gradient of w_p is <G, s_p>; that of the product <q,
-// s_p>, called the logit gradient, is scale times it, or, under softmax, scale * w_p (<G, s_p> - sum_j w_j
-// <G, s_j>). Then
-//   grad_query = (G +) sum_p logit_p s_p,      grad s_p = w_p G + logit_p q,      grad offset_p = <grad s_p,
-//   d s_p>.
+// With G the gradient of the output, per group: the gradient of w_p is <G, s_p>; that of the product
+// <q, s_p>, called the logit gradient, is scale times it, or, under softmax,
+//   logit_p = scale * w_p (<G, s_p> - sum_j w_j <G, s_j>).
+// Then
+//   grad_query = (G +) sum_p logit_p s_p
+//   grad s_p = w_p G + logit_p q
+//   grad offset_p = <grad s_p, d s_p>
 template <typename T, typename Real = Accumulator<T>>
 void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin, int64_t end,
                          void* tap_gradients, void* scratch) {

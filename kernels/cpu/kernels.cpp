@@ -37,9 +37,8 @@ const Kernels& choose() {
   if (const char* wanted = std::getenv("SIFA_CPU_CAPABILITY")) {
     if (const Kernels* found = find_kernels(wanted)) return *found;
     throw std::runtime_error(
-        "inter_frame_attention: SIFA_CPU_CAPABILITY must be default, avx2 or avx512, and supported by this "
-        "processor and "
-        "this build, got " +
+        "inter_frame_attention: SIFA_CPU_CAPABILITY must be default, avx2 or avx512, "
+        "and supported by this processor and this build, got " +
         std::string(wanted));
   }
   for (const char* capability : {"avx512", "avx2"}) {

@@ -9,22 +9,22 @@ namespace sifa::cpu {
 
 // A call is cut into rows (n, t, y), counted in that order. Every function below writes only what belongs to
 // its own rows, in an order that does not depend on the cut, so results are the same bit for bit for any
-// number of threads. `scratch` is `scratch_bytes(call)` bytes, aligned to kScratchAlignment and private to
-// the caller.
+// number of threads. `scratch` is aligned to kScratchAlignment, private to the caller, and as large as the
+// function says.
 struct Kernels {
   const char* capability;  // "default", "avx2" or "avx512"
 
-  // Writes the query rows [begin, end) of `output`.
+  // Writes the query rows [begin, end) of `output`. Scratch: scratch_bytes(call).
   void (*forward)(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch);
 
   // Writes the query rows [begin, end) of grad_query, grad_offset and `tap_gradients`, which backward_memory
-  // reads.
+  // reads. Scratch: scratch_bytes(call).
   void (*backward_query)(const InterFrameAttentionBackward& call, int64_t begin, int64_t end,
                          void* tap_gradients, void* scratch);
 
   // Writes the rows [begin, end) of frame m of batch element n of grad_memory: gathers what every tap of
   // every query frame that attends to frame m adds to them. No other caller writes these rows, so there are
-  // no atomics.
+  // no atomics. Scratch: memory_scratch_bytes(call, end - begin).
   void (*backward_memory)(const InterFrameAttentionBackward& call, int64_t n, int64_t m, int64_t begin,
                           int64_t end, const void* tap_gradients, void* scratch);
 };
@@ -47,7 +47,8 @@ SIFA_HOST_DEVICE int64_t zeros_bytes(const InterFrameAttention& call) {
          kScratchAlignment;
 }
 
-// Zeros, then the samples of one group of one pixel, kept in the nearest cache between weighting and summing.
+// Zeros, then the samples of one group of one pixel, which stay in the nearest caches between weighting and
+// summing: 4.5 KB for 128 channels and 3x3 taps.
 SIFA_HOST_DEVICE int64_t scratch_bytes(const InterFrameAttention& call) {
   return zeros_bytes(call) +
          call.kernel_size * call.kernel_size * sample_stride(call) * accumulator_bytes(call);
@@ -65,8 +66,7 @@ SIFA_HOST_DEVICE int64_t tap_gradient_bytes(const InterFrameAttention& call) {
          call.groups * 2 * accumulator_bytes(call);
 }
 
-// The table for `capability` ("default", "avx2", "avx512"), or nullptr if this build or this processor lacks
-// it.
+// The table for `capability` ("default", "avx2", "avx512"); nullptr if this build or this processor lacks it.
 const Kernels* find_kernels(const char* capability);
 
 // The best table of this processor, chosen at the first call. The environment variable SIFA_CPU_CAPABILITY

@@ -65,8 +65,8 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
   Tensor grad_query = empty_channels_last(query);
   Tensor grad_memory = empty_channels_last(memory);
   Tensor grad_offset = empty_channels_last(offset);
-  torch::stable::zero_(grad_memory);
   if (query.numel() == 0) {
+    torch::stable::zero_(grad_memory);
     torch::stable::zero_(grad_offset);
     return {grad_query, grad_memory, grad_offset};
   }
@@ -98,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
   if (!in_place) {
     sums = torch::stable::empty(memory.sizes(), ScalarType::Float, std::nullopt, memory.device(),
                                 std::nullopt, MemoryFormat::ChannelsLast3d);
-    torch::stable::zero_(sums);
   }
+  torch::stable::zero_(sums);
   backward_memory(call, tap_gradients.const_data_ptr(), sums.mutable_data_ptr(), deterministic, stream);
   if (!in_place) torch::stable::copy_(grad_memory, sums);
   return {grad_query, grad_memory, grad_offset};

@@ -237,8 +237,12 @@ template <typename Real>
 struct alignas(16) Tap {
   Real weight_y[2], weight_x[2];
   int64_t corner;  // of the low row and low column, in elements from the first pixel of the memory frame
-  int32_t inside;  // bits 0 to 3: the low row, high row, low column, high column is in the frame; 0: the tap
-                   // is dropped
+  int32_t inside;  // bits 0 to 3: the low row, high row, low column, high column is in the frame; 0: dropped
+
+  // Only such a corner may be read: 0 times infinity is not 0.
+  __device__ __forceinline__ bool has_corner(int y, int x) const {
+    return (inside >> y & 1) != 0 && (inside >> (2 + x) & 1) != 0;
+  }
 
   // From the low corner to the high one. Where one of them is outside, both are the other one (see
   // AxisSample).
@@ -329,6 +333,7 @@ __device__ __forceinline__ void gather(const Tap<Real>& tap, const PixelStrides&
   for (int y = 0; y < 2; ++y) {
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
+      if (!tap.has_corner(y, x)) continue;
       const Real weight = tap.weight_y[y] * tap.weight_x[x];
       Real corner[kChannelsPerLane];
       lane.load(row + x * column_step, corner);
@@ -486,6 +491,7 @@ __global__ void __launch_bounds__(kMaxTeam)
         for (int y = 0; y < 2; ++y) {
 #pragma unroll
           for (int x = 0; x < 2; ++x) {
+            if (!tap.has_corner(y, x)) continue;
             const Real weight = tap.weight_y[y] * tap.weight_x[x];
             const Real along_y = slope_y[y] * tap.weight_x[x];
             const Real along_x = tap.weight_y[y] * slope_x[x];
@@ -542,9 +548,9 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t threads = call.batch * call.frames * call.height * call.width * packs;
   for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < threads;
        index += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const Unit unit = unit_at(call, index, packs);
+    const Unit unit = unit_at(call, index, packs);  // a pack of channels in place of a group
     if (unit.frame < 0) continue;
-    const int64_t channel = unit.group * V;  // `group` counts packs here
+    const int64_t channel = unit.group * V;
     Real query[V], grad[V];
     load_pack<V>(pixel_of<T>(call.query, call.query_strides, unit) + channel, query);
     load_pack<V>(pixel_of<T>(call.grad_output, call.grad_output_strides, unit) + channel, grad);
@@ -562,10 +568,12 @@ __global__ void __launch_bounds__(kBlock)
       Real* const high = frame + rows.high * strides.row;
       const int64_t left = columns.low * strides.column;
       const int64_t right = columns.high * strides.column;
-      add_pack<V>(low + left, values, rows.weight_low * columns.weight_low);
-      add_pack<V>(low + right, values, rows.weight_low * columns.weight_high);
-      add_pack<V>(high + left, values, rows.weight_high * columns.weight_low);
-      add_pack<V>(high + right, values, rows.weight_high * columns.weight_high);
+      const bool has_low = rows.slope_low != 0, has_high = rows.slope_high != 0;
+      const bool has_left = columns.slope_low != 0, has_right = columns.slope_high != 0;
+      if (has_low && has_left) add_pack<V>(low + left, values, rows.weight_low * columns.weight_low);
+      if (has_low && has_right) add_pack<V>(low + right, values, rows.weight_low * columns.weight_high);
+      if (has_high && has_left) add_pack<V>(high + left, values, rows.weight_high * columns.weight_low);
+      if (has_high && has_right) add_pack<V>(high + right, values, rows.weight_high * columns.weight_high);
     }
   }
 }

@@ -21,7 +21,10 @@ LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 
 class InsertedSIFA(nn.Module):
-    """A backbone's module with SIFA before or after it; (N * num_steps, ...) to what the module returns.
+    """A backbone's module with SIFA before or after it; called as the module is.
+
+    Features are folded, (N * num_steps, C, H, W), (N * num_steps, H, W, C) or tokens (N * num_steps,
+    prefix_tokens + H * W, C): see ``layout``. Called with anything else it raises ValueError.
 
     Args:
         module: the backbone's module.
@@ -57,13 +60,18 @@ class InsertedSIFA(nn.Module):
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs SIFA and the module in their order."""
+        """Run SIFA and the module in their order."""
         if self.before:
             return self.module(self.attend(x))
         return self.attend(self.module(x))
 
     def attend(self, x: Tensor) -> Tensor:
-        """SIFA on folded features, in the layout they have."""
+        """Run SIFA on folded features (see the class); the result has their shape.
+
+        Raises:
+            ValueError: another rank, a batch that ``num_steps`` does not divide, or a number of tokens that
+                fills no grid of the stated shape.
+        """
         rank = 3 if self.layout == "NLC" else 4
         if x.dim() != rank:
             raise ValueError(
@@ -104,18 +112,22 @@ class InsertedSIFAWithArguments(InsertedSIFA):
     """:class:`InsertedSIFA` around a module that takes further arguments, which are forwarded to it.
 
     TorchScript knows no ``*args``: scripted, the module is called with its first argument only.
+    ``torch.jit.script`` puts the scripted form into the model that it is given too: to go on with the eager
+    one, script a copy, as ``sifa export`` does.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Runs SIFA on ``x`` (or on the output) and the module with all the arguments."""
+        """Run SIFA on ``x`` (or on the output) and the module with all the arguments."""
         if self.before:
             return self.module(self.attend(x), *args, **kwargs)
         return self.attend(self.module(x, *args, **kwargs))
 
     def __prepare_scriptable__(self) -> InsertedSIFA:
-        return InsertedSIFA(
+        scriptable = InsertedSIFA(
             self.module, self.sifa, self.num_steps, self.before, self.layout, self.prefix_tokens, self.grid
-        ).train(self.training)
+        )
+        scriptable.training = self.training  # not train(), which would change the shared modules too
+        return scriptable
 
 
 def insert(
@@ -128,7 +140,7 @@ def insert(
     example: Tensor | None = None,
     **sifa_config: Any,
 ) -> nn.Module:
-    """Inserts SIFA into an image backbone, at modules given by name.
+    """Insert SIFA into an image backbone, at modules given by name.
 
     The backbone is changed in place and then runs on clips whose ``num_steps`` frames are consecutive entries
     of its batch. Load the backbone's own weights before: the wrapped modules' parameters are renamed
@@ -168,6 +180,8 @@ def insert(
         backbone, names, position, _default_example(backbone, num_steps) if example is None else example
     )
 
+    # All are made before the first takes its place: where one is refused, the backbone is as it was.
+    insertions = {}
     for name in names:
         found = features[name]
         place = f"{position} {name!r}"
@@ -181,14 +195,20 @@ def insert(
         module = backbone.get_submodule(name)
         sifa = SIFA(channels, **sifa_config).to(found.device, found.dtype)
         wrapper = InsertedSIFAWithArguments if _takes_further_arguments(module) else InsertedSIFA
+        inserted = wrapper(
+            module, sifa.train(module.training), num_steps, position == "before", there, prefix_tokens, grid
+        )
+        inserted.training = module.training  # not train(), which would change the module's parts too
+        insertions[name] = inserted
+    # From the inside out: once a module is wrapped, what it holds has another name.
+    for name in reversed(names):
         parent, _, leaf = name.rpartition(".")
-        inserted = wrapper(module, sifa, num_steps, position == "before", there, prefix_tokens, grid)
-        setattr(backbone.get_submodule(parent), leaf, inserted.train(module.training))
+        setattr(backbone.get_submodule(parent), leaf, insertions[name])
     return backbone
 
 
 def set_num_steps(backbone: nn.Module, num_steps: int) -> None:
-    """Changes the number of steps per clip of every inserted SIFA. Raises ValueError if it is below 1."""
+    """Change the number of steps per clip of every inserted SIFA. Raises ValueError if it is below 1."""
     _check_num_steps(num_steps)
     for module in backbone.modules():
         if isinstance(module, InsertedSIFA):
@@ -309,4 +329,5 @@ def _token_grid(backbone: nn.Module, tokens: Tensor, place: str) -> tuple[int, t
 
 
 def _takes_further_arguments(module: nn.Module) -> bool:
-    return len(inspect.signature(module.forward).parameters) > 1
+    parameters = inspect.signature(module.forward).parameters.values()
+    return len(parameters) > 1 or any(p.kind == p.VAR_POSITIONAL for p in parameters)

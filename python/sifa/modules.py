@@ -16,7 +16,7 @@ class SIFA(nn.Module):
     Args:
         channels: C.
         kernel_size: k, odd, from 1 to 9.
-        dilation: distance between neighbouring taps in pixels, at least 1.
+        dilation: distance between neighbouring taps in pixels, from 1 to 2²⁴.
         groups: number of groups of channels with weights of their own; divides ``channels``.
         frame_shift: 1 looks one frame ahead (the paper), -1 one back (causal).
         edge: ``"clamp"`` lets a frame without a neighbour attend to the nearest frame (the paper);
@@ -60,7 +60,7 @@ class SIFA(nn.Module):
         for valid, name, expected, given in (
             (channels >= 1, "channels", "at least 1", channels),
             (kernel_size in range(1, 10, 2), "kernel_size", "odd and between 1 and 9", kernel_size),
-            (dilation >= 1, "dilation", "at least 1", dilation),
+            (1 <= dilation <= 2**24, "dilation", "between 1 and 16777216", dilation),
             (
                 groups >= 1 and channels % groups == 0,
                 "groups",

@@ -55,17 +55,18 @@ def inter_frame_attention(
     cached one, with ``frame_shift=0``.
 
     Args:
-        query: (N, C, T, H, W) features; float32, float64, float16 or bfloat16. Like ``memory`` it is read in
-            place when a pixel's channels are adjacent in memory (``torch.channels_last_3d``, slices of it, or
-            a channels-last (N·T, C, H, W) tensor viewed as a clip), and converted once otherwise.
+        query: (N, C, T, H, W) features; float32, float64, float16 or bfloat16; H and W up to 2²⁴, and on
+            CUDA up to 4096 channels per group. Like ``memory`` it is read in place when a pixel's channels
+            are adjacent in memory (``torch.channels_last_3d``, slices of it, or a channels-last
+            (N·T, C, H, W) tensor viewed as a clip), and converted once otherwise.
         memory: (N, C, M, H, W) features with the dtype and the device of ``query``.
         offset: (N, 2·kernel_size², T, H, W) in pixels, in the dtype of ``query`` or float32: channel ``2p``
             is Δy and ``2p+1`` is Δx of tap ``p``, taps row by row; all groups share them. A tap that is not
             strictly within one pixel of the frame, or not a number, contributes 0 and has the gradient 0.
         kernel_size: k, odd, from 1 to 9.
-        dilation: distance between neighbouring taps in pixels, at least 1.
+        dilation: distance between neighbouring taps in pixels, from 1 to 2²⁴.
         groups: number of groups of channels with weights of their own; divides C.
-        scale: factor of the inner products; ``groups / C`` if None.
+        scale: factor of the inner products, finite; ``groups / C`` if None.
         frame_shift: distance from a query frame to the memory frame it reads: 1 in the paper, -1 is causal.
         edge: for ``t + frame_shift`` outside [0, M): ``"clamp"`` reads the nearest memory frame, as in the
             paper; ``"skip"`` gives that frame no aggregate, as in the paper's released code.
@@ -106,7 +107,11 @@ def load_library() -> None:
     """Make the operators known to PyTorch, once per process.
 
     A process that has them already (a C++ host, another copy of this package) loads nothing: a second copy of
-    a stable-ABI library crashes it.
+    a stable-ABI library crashes it. Without a library, :mod:`sifa.reference` takes its place, with a warning.
+
+    Raises:
+        ImportError: the library cannot be loaded into this process.
+        RuntimeError: the operators that the process has are not those of this version of the package.
     """
     if not hasattr(torch.ops.sifa, "inter_frame_attention"):
         library = next(_installed("libsifa_ops.so"), None)
@@ -233,6 +238,10 @@ def _check_arguments(
         check(
             tensor.device == query.device, name, f"be on the device of query ({query.device})", tensor.device
         )
+    # A symbolic size is left to the kernel: a check here would become a constraint of the exported program.
+    if isinstance(height, int) and isinstance(width, int):
+        fits = height <= 2**24 and width <= 2**24
+        check(fits, "query", "have a height and a width of at most 16777216", f"{height}x{width}")
     features = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     dtype = plain(query.dtype)
     check(query.dtype in features, "query", "be float32, float64, float16 or bfloat16", dtype)

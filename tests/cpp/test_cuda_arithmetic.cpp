@@ -201,7 +201,7 @@ template <typename T>
 struct Gradients {
   std::vector<T> query;
   std::vector<Accumulator<T>> memory, memory_in_order;
-  std::vector<float> offset;
+  std::vector<double> offset;
 };
 
 template <typename T, int V>
@@ -216,17 +216,25 @@ Gradients<T> run_backward(const Options& options, const Tensors<T>& tensors, boo
   gradients.query.assign(pixels * call.channels, static_cast<T>(nan));
   gradients.memory.assign(memory_pixels * call.channels, 0);
   gradients.memory_in_order = gradients.memory;
-  gradients.offset.assign(pixels * 2 * taps, static_cast<float>(nan));
+  std::vector<float> float_offset(pixels * 2 * taps, std::numeric_limits<float>::quiet_NaN());
+  std::vector<T> offset(pixels * 2 * taps, static_cast<T>(nan));
   std::vector<TapGradient<Real>> tap_gradients(units * taps, TapGradient<Real>{nan, nan, nan, nan});
   call.grad_query = gradients.query.data();
-  call.grad_offset = gradients.offset.data();
+  call.grad_offset = options.float_offset ? static_cast<void*>(float_offset.data()) : offset.data();
   EXPECT_TRUE(V == 1 || cuda::allows_packs(call, V));
 
   const int team = cuda::team_for(call), threads = cuda::block_for(team);
   emulation::launch(grid_of(options, units, threads / team), threads, cuda::shared_bytes<Real>(threads, team),
                     backwards, [&] { cuda::differentiate<T, V>(call, tap_gradients.data(), team); });
-  emulation::launch(grid_of(options, pixels * taps, cuda::kBlock), cuda::kBlock, 0, backwards,
-                    [&] { cuda::sum_groups<Real, float>(call, tap_gradients.data()); });
+  emulation::launch(grid_of(options, pixels * taps, cuda::kBlock), cuda::kBlock, 0, backwards, [&] {
+    options.float_offset ? cuda::sum_groups<Real, float>(call, tap_gradients.data())
+                         : cuda::sum_groups<Real, T>(call, tap_gradients.data());
+  });
+  if (options.float_offset) {
+    gradients.offset.assign(float_offset.begin(), float_offset.end());
+  } else {
+    gradients.offset.assign(offset.begin(), offset.end());
+  }
   emulation::launch(grid_of(options, pixels * call.channels / V, cuda::kBlock), cuda::kBlock, 0, backwards,
                     [&] { cuda::scatter<T, V>(call, tap_gradients.data(), gradients.memory.data()); });
   emulation::launch(
@@ -332,6 +340,24 @@ TEST(CudaKernels, LargestTeam) {
   Options options{"4096 channels", 1, 4096, 1, 1, 1, 2};
   check_forward<float, 4, 3>(options);
   EXPECT_EQ(cuda::team_for(make_call(options, random_tensors<float>(options, false, 1))), cuda::kMaxTeam);
+}
+
+// A corner outside the frame counts as 0, beside an infinite feature too.
+TEST(CudaKernels, DoNotReadInfinityOutside) {
+  Options options{"infinite", 1, 4, 1, 1, 1, 1, 1};
+  options.frame_shift = 0;
+  Tensors<float> tensors = random_tensors<float>(options, false, 1);
+  tensors.query = {1, 1, 1, 1};
+  tensors.memory = {std::numeric_limits<float>::infinity(), 1, 1, 1};
+  tensors.grad = {1, 1, 1, 1};
+  tensors.float_offset = {0.5f, -0.5f};
+  for (const float value : run_forward<float, 4, 0>(options, tensors, false)) {
+    EXPECT_EQ(value, std::numeric_limits<float>::infinity());
+  }
+  const Gradients<float> gradients = run_backward<float, 4>(options, tensors, false);
+  for (const auto* values : {&gradients.query, &gradients.memory, &gradients.memory_in_order}) {
+    for (const float value : *values) EXPECT_EQ(value, std::numeric_limits<float>::infinity());
+  }
 }
 
 TEST(CudaKernels, PacksNeedAlignment) {
@@ -445,10 +471,9 @@ void check_backward_against_float64(double tolerance) {
     const Gradients<double> expected = run_backward<double, 2>(options, wide, false);
     const Gradients<T> gradients = run_backward<T, V>(options, tensors, false);
     expect_close(gradients.query, expected.query, tolerance, "grad_query");
-    const std::vector<double> offset(expected.offset.begin(), expected.offset.end());
     expect_close(gradients.memory, expected.memory, 1e-4, "grad_memory");
     expect_close(gradients.memory_in_order, expected.memory, 1e-4, "grad_memory in order");
-    expect_close(gradients.offset, offset, 1e-4, "grad_offset");
+    expect_close(gradients.offset, expected.offset, 1e-4, "grad_offset");
   }
 }
 

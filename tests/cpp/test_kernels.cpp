@@ -20,8 +20,7 @@ namespace {
 
 using namespace sifa;
 
-// --- Values of every element type, as plain as possible
-// ---------------------------------------------------------------
+// --- Values of every element type, as plain as possible --------------------------------------------------
 
 int64_t bytes_of(ScalarKind kind) {
   return kind == ScalarKind::kFloat64 ? 8 : kind == ScalarKind::kFloat32 ? 4 : 2;
@@ -135,8 +134,7 @@ struct Tensor {
   }
 };
 
-// --- The equations
-// ----------------------------------------------------------------------------------------------------
+// --- The equations ---------------------------------------------------------------------------------------
 
 // Sums and gradients in double; dense, (N, frames, H, W, channels).
 struct Expected {
@@ -254,8 +252,7 @@ Expected evaluate(const Case& c) {
   return e;
 }
 
-// --- Random calls
-// -----------------------------------------------------------------------------------------------------
+// --- Random calls ----------------------------------------------------------------------------------------
 
 Case random_case(uint32_t seed) {
   std::mt19937 random(seed);
@@ -328,8 +325,7 @@ Case random_case(uint32_t seed) {
   return c;
 }
 
-// --- Running the kernels
-// ----------------------------------------------------------------------------------------------
+// --- Running the kernels ---------------------------------------------------------------------------------
 
 struct Buffers {
   Tensor output, grad_query, grad_memory, grad_offset;
@@ -525,9 +521,7 @@ TEST_P(CpuKernels, RoundToNearestEven) {
 
 // A corner outside the frame counts as 0, beside an infinite feature too.
 TEST_P(CpuKernels, DoNotReadInfinityOutside) {
-  Case c = random_case(0);
-  auto& call = c.call;
-  call = {};
+  InterFrameAttention call{};
   call.batch = call.frames = call.memory_frames = call.height = call.width = 1;
   call.channels = 3;
   call.kernel_size = call.dilation = call.groups = 1;
@@ -543,6 +537,25 @@ TEST_P(CpuKernels, DoNotReadInfinityOutside) {
   const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
   kernels_->forward(call, 0, 1, scratch.get());
   for (const float value : output) EXPECT_EQ(value, INFINITY);
+}
+
+// One tap, whose logit is far below what the exponential can hold negated: its weight is 1.
+TEST_P(CpuKernels, SoftmaxOfAVeryNegativeLogit) {
+  InterFrameAttention call{};
+  call.batch = call.frames = call.memory_frames = call.height = call.width = call.channels = 1;
+  call.kernel_size = call.dilation = call.groups = 1;
+  call.scale = 1;
+  call.clamp = call.softmax = true;
+  const float query = -100, memory = 10, offset[2] = {0, 0};
+  float output;
+  call.query = &query;
+  call.memory = &memory;
+  call.offset = offset;
+  call.offset_strides.channel = 1;
+  call.output = &output;
+  const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
+  kernels_->forward(call, 0, 1, scratch.get());
+  EXPECT_EQ(output, 10);
 }
 
 INSTANTIATE_TEST_SUITE_P(, CpuKernels, testing::Values("default", "avx2", "avx512"),
@@ -561,8 +574,7 @@ TEST(CpuCapability, IsChosenByTheEnvironment) {
   EXPECT_STREQ(cpu::kernels().capability, "default");
 }
 
-// --- The geometry that the CPU and the CUDA kernels share
-// -------------------------------------------------------------
+// --- The geometry that the CPU and the CUDA kernels share ------------------------------------------------
 
 TEST(Geometry, DropsWhatIsOutsideAndNotFinite) {
   AxisSample<float> sample;

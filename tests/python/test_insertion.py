@@ -1,5 +1,8 @@
 """Insertion: where SIFA goes, what it sees, that nothing else changes, and what the errors say."""
 
+import copy
+from typing import Any
+
 import pytest
 import sifa
 import timm
@@ -64,6 +67,11 @@ class Tokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
         return self.mix(torch.cat([torch.ones_like(tokens[:, :2]), tokens], 1))
+
+
+class WithArguments(nn.Module):
+    def forward(self, *inputs: Any) -> Tensor:
+        return inputs[0] * (inputs[1] if len(inputs) > 1 else 1)
 
 
 def randomise(module: nn.Module) -> None:
@@ -181,6 +189,43 @@ def test_configuration_dtype_and_mode_are_passed_on():
     assert backbone.second.training
     assert not backbone.first.training
     assert backbone(frames().double()).dtype == torch.float64
+
+
+def test_frozen_parts_of_a_wrapped_module_stay_frozen():
+    backbone = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1)), Scaled()).train()
+    backbone[0][0].eval()
+    backbone[1].norm = nn.BatchNorm2d(3).eval()
+    sifa.insert(backbone, ["0", "1"], STEPS, example=frames(1))
+    assert [backbone[0].training, backbone[0].module[0].training] == [True, False]
+    assert [backbone[1].training, backbone[1].module.norm.training] == [True, False]
+    torch.jit.script(backbone[1])
+    assert [backbone[1].training, backbone[1].module.norm.training] == [True, False]
+
+
+def test_a_module_and_one_inside_it():
+    backbone = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)), nn.Conv2d(5, 3, 1))
+    plain = copy.deepcopy(backbone)
+    sifa.insert(backbone, ["0", "0.1"], STEPS, example=frames(1))
+    randomise(backbone)
+    names = [name for name, m in backbone.named_modules() if isinstance(m, InsertedSIFA)]
+    assert names == ["0", "0.module.1"]
+    outer, inner = backbone[0].sifa, backbone[0].module[1].sifa
+    expected = plain[1](plain[0][1](on_clip(inner, plain[0][0](on_clip(outer, frames())))))
+    torch.testing.assert_close(backbone(frames()), expected)
+
+
+def test_a_refused_insertion_changes_nothing():
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 4, 1))
+    with pytest.raises(ValueError, match="groups must be a divisor of the 5 channels"):
+        sifa.insert(backbone, "[12]", STEPS, example=frames(1), groups=4)
+    assert not [m for m in backbone.modules() if isinstance(m, InsertedSIFA)]
+
+
+def test_positional_arguments_reach_a_module_that_takes_any_number():
+    backbone = nn.Sequential(nn.Identity())
+    backbone[0] = WithArguments()
+    sifa.insert(backbone, "0", STEPS, example=frames(1))
+    torch.testing.assert_close(backbone[0](frames(), 3.0), on_clip(backbone[0].sifa, frames()) * 3)
 
 
 def test_a_dry_run_changes_no_state():

@@ -191,7 +191,8 @@ def test_state_is_one_tensor(clip, randomize_offsets):
     [
         ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"kernel_size": 2}, "kernel_size must be odd and between 1 and 9, got 2"),
-        ({"dilation": 0}, "dilation must be at least 1, got 0"),
+        ({"dilation": 0}, "dilation must be between 1 and 16777216, got 0"),
+        ({"dilation": 2**40}, "dilation must be between 1 and 16777216, got 1099511627776"),
         ({"groups": 3}, "groups must be a divisor of the 8 channels, got 3"),
         ({"groups": 0}, "groups must be a divisor of the 8 channels, got 0"),
         ({"edge": "wrap"}, 'edge must be "clamp" or "skip", got \'wrap\''),

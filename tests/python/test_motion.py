@@ -153,7 +153,7 @@ def test_one_frame_does_not_tell_the_label():
 
 
 def test_a_property_at_rest_is_anywhere_that_it_moves_through():
-    """Each of the eight places equally often: 1/8, with a standard error of 0.5 %; the bounds are four away."""
+    """Each of the eight places equally often: 1/8, within four standard errors of 0.5 % each."""
     places, counts = np.unique(
         np.concatenate([motion.make_scene(seed).rest.ravel() for seed in range(500)]), return_counts=True
     )

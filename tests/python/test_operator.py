@@ -217,13 +217,35 @@ def test_not_a_number_in_the_memory_stays_where_it_is(make_inputs, device):
     memory[:, :, 0] = math.nan  # no frame reads frame 0 with a shift of 1
     output = sifa.inter_frame_attention(query, memory, offset)
     assert output.isfinite().all()
-    # The corners outside the frame count as 0 even when the nearest pixel is not a number.
-    memory[:, :, 1, 2] = math.nan
-    assert_close(
-        sifa.inter_frame_attention(query, memory, offset),
-        reference.inter_frame_attention(query, memory, offset),
-        equal_nan=True,
-    )
+
+
+def test_infinity_at_the_border_is_not_multiplied_by_the_zeros_outside(make_inputs, device):
+    """A corner outside the frame counts as 0, and is not the nearest pixel times 0, which is not a number."""
+    query, memory, offset = make_inputs(batch=1, device=device)
+    query, memory, offset = query.abs(), memory.abs(), 3 * offset + 0.3
+    memory[..., 0, :] = math.inf
+    memory[..., :, -1] = math.inf
+    output = sifa.inter_frame_attention(query, memory, offset)
+    assert output.isinf().any()
+    assert output.isfinite().any()
+    assert not output.isnan().any()
+    assert_close(output, reference.inter_frame_attention(query, memory, offset))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_softmax_of_large_logits(device, dtype, size, sign):
+    """Logits of ±1000, more than the exponential can hold; in 5x5 pixels, taps at the border are dropped."""
+    query = torch.full((1, 1, 1, size, size), sign * 100.0, dtype=dtype, device=device)
+    memory = torch.full_like(query, 10.0)
+    kernel_size = 1 if size == 1 else 3
+    offset = torch.zeros(1, 2 * kernel_size**2, 1, size, size, dtype=dtype, device=device)
+    arguments = (query, memory, offset, kernel_size, 1, 1, None, 0, "clamp", True, False)
+    output = sifa.inter_frame_attention(*arguments)
+    assert_close(output, reference.inter_frame_attention(*arguments))
+    middle = output[..., size // 2, size // 2]
+    assert_close(middle, torch.full_like(middle, 10))  # no tap is dropped there
 
 
 def test_positions_on_the_borders(make_inputs, device):
