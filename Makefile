@@ -63,6 +63,14 @@ test-all: build-tests ## the same and the long matrix
 	@SIFA_TEST_ALL=1 $(BIN)/ctest --test-dir $(BUILD_DIR) --no-tests=error --output-on-failure
 	@$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
+.PHONY: test-aarch64
+test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 64-bit Arm (NEON) and run in qemu
+	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static
+	@$(BIN)/cmake -S . -B build/aarch64 --toolchain cmake/aarch64.cmake --log-level=ERROR \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DSIFA_CUDA=OFF -DSIFA_TESTS=ON -DSIFA_SANITIZE=OFF
+	@$(BIN)/cmake --build build/aarch64 --target test_kernels >/dev/null
+	@$(BIN)/ctest --test-dir build/aarch64 -R '^test_kernels$$' --no-tests=error --output-on-failure
+
 .PHONY: test-abi
 test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"
 	@scripts/test_abi.sh $(BUILD_DIR) $(TORCH_VERSIONS)

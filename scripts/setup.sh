@@ -4,6 +4,7 @@
 #   setup.sh venv                   .venv with torch, the other dependencies and the development tools
 #   setup.sh build BUILD_DIR        the package in .venv: editable, with the C++ runtime
 #   setup.sh build-tests BUILD_DIR  the C++ tests
+#   setup.sh packages NAME…         further system packages that a target needs
 # PYTHON, TORCH and TORCH_INDEX come from the Makefile, empty where not given. Whatever is missing and cannot be
 # installed stops with one sentence that names it.
 set -euo pipefail
@@ -66,6 +67,14 @@ missing_packages() {
     "$1" -c 'import ensurepip, venv' 2>/dev/null || echo "$version-venv"
     has_headers "$1" || echo "$version-dev"
   fi
+}
+
+packages() {
+  local package missing=()
+  for package in "$@"; do
+    is_installed "$package" || missing+=("$package")
+  done
+  [[ ${#missing[@]} == 0 ]] || install_packages "${missing[@]}"
 }
 
 has_headers() {
@@ -241,5 +250,6 @@ case ${1:-} in
   venv) make_venv ;;
   build) build "$2" ;;
   build-tests) build_tests "$2" ;;
-  *) stop "usage: scripts/setup.sh machine | venv | build BUILD_DIR | build-tests BUILD_DIR" ;;
+  packages) packages "${@:2}" ;;
+  *) stop "usage: scripts/setup.sh machine | venv | build BUILD_DIR | build-tests BUILD_DIR | packages NAME…" ;;
 esac
