@@ -125,11 +125,16 @@ def test_version_and_help(run):
         (["export", "sifa_tiny", "-o", "no/m.pt", "--random-weights"], "there is no folder no"),
         (["info", "missing.pt"], "there is no file missing.pt, and no model of that name: sifa_resnet18, "),
         (["info", "text.pt"], "text.pt is not a SIFA artifact"),
+        (
+            ["export", "sifa_tiny", "-o", "m.pt", "--weights", "text.safetensors"],
+            "text.safetensors is not a safetensors file: ",
+        ),
     ],
 )
 def test_failures_are_one_line_and_exit_code_1(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.pt").write_text("no model")
+    for name in ("text.pt", "text.safetensors"):
+        (tmp_path / name).write_text("no model, no weights")
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err.startswith("sifa: ")

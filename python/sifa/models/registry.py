@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -121,7 +122,7 @@ def create_model(
     Raises:
         ValueError: unknown name, option or tag, or an option out of its range.
         FileNotFoundError: there is no such file of weights.
-        RuntimeError: the weights do not fit; every key that differs is named.
+        RuntimeError: the file of weights is damaged, or they do not fit; every key that differs is named.
     """
     card = model_card(name)
     settings = {
@@ -149,7 +150,7 @@ def _load(model: VideoClassifier, card: ModelCard, pretrained: str) -> None:
     if pretrained in card.weights:
         folder = importlib.resources.files("sifa") / "weights"
         with importlib.resources.as_file(folder / f"{card.weights[pretrained]}.safetensors") as path:
-            state = load_file(path)
+            state = _read_state(path)
         labels = json.loads((folder / f"{card.weights[pretrained]}.json").read_text())["labels"]
         _load_state(model, state, f"the bundled weights {pretrained!r}")
         model.labels = labels
@@ -163,7 +164,14 @@ def _load(model: VideoClassifier, card: ModelCard, pretrained: str) -> None:
         )
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
-    _load_state(model, load_file(path), str(path))
+    _load_state(model, _read_state(path), str(path))
+
+
+def _read_state(path: pathlib.Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:  # derives from Exception alone
+        raise RuntimeError(f"{path} is not a safetensors file: {error}; copy or make it again") from error
 
 
 def _load_state(model: VideoClassifier, state: dict[str, Tensor], source: str) -> None:
