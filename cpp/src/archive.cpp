@@ -11,6 +11,7 @@
 #include <new>
 #include <set>
 
+#include "one_line.h"
 #include "sifa/error.h"
 
 namespace sifa {
@@ -25,8 +26,8 @@ constexpr std::uint64_t kMaxCommentSize = 0xFFFF;
 
 // Far above any model's, so that a lying directory cannot make the reader allocate without bound.
 constexpr std::uint64_t kMaxDirectorySize = std::uint64_t{64} << 20;
-constexpr std::uint64_t kMaxInflatedSize = std::uint64_t{1}
-                                           << 30;  // of one deflated entry: only code is deflated
+// Of one deflated entry: only code is deflated.
+constexpr std::uint64_t kMaxInflatedSize = std::uint64_t{1} << 30;
 constexpr std::size_t kChunkSize = std::size_t{1} << 20;
 
 const char kLocalHeader[] = "PK\x03\x04";
@@ -211,11 +212,11 @@ void Archive::locate_data(Entry& entry, const std::string& name, std::uint64_t d
   const std::uint64_t extra_size = number(header, 28, 2);
   if (!starts_with(header, 0, kLocalHeader) || number(header, 8, 2) != entry.method ||
       bytes(entry.header + kLocalHeaderSize, name_size) != name) {
-    damaged("entry " + name + " is not where the directory says");
+    damaged("entry " + one_line(name) + " is not where the directory says");
   }
   entry.data = entry.header + kLocalHeaderSize + name_size + extra_size;
   if (entry.data > directory || entry.stored > directory - entry.data) {
-    damaged("entry " + name + " does not fit the file");
+    damaged("entry " + one_line(name) + " does not fit the file");
   }
 }
 
@@ -277,7 +278,7 @@ void Archive::extract(const Entry& entry, std::string* output) {
     if (size > entry.size) break;
   }
   if (size != entry.size || checksum != entry.checksum || (is_deflated && status != Z_STREAM_END)) {
-    damaged("the checksum of entry " + entry.name + " does not match");
+    damaged("the checksum of entry " + one_line(entry.name) + " does not match");
   }
 }
 

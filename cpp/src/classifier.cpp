@@ -1,5 +1,4 @@
-// The public classifier: order of the checks at load, the reference input, and which frames of a video are
-// taken.
+// The public classifier: order of the checks at load, the reference input, which frames of a video are taken.
 #include "sifa/classifier.h"
 
 #include <chrono>
@@ -37,11 +36,17 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
   const std::int64_t height = metadata.input_size[0] + 17;
   const std::int64_t width = metadata.input_size[1] + 40;
   const std::vector<std::uint8_t> frames = reference_frames(metadata.num_frames, height, width);
-  const std::vector<float> outputs = engine.run({frames.data(), 1, metadata.num_frames, height, width});
+  std::vector<float> outputs;
+  try {
+    outputs = engine.run({frames.data(), 1, metadata.num_frames, height, width});
+  } catch (const Error& error) {
+    throw Error(ErrorCode::kDamagedModel, path + " cannot be used: on the reference input " + error.what() +
+                                              "; export the model again");
+  }
   if (outputs.size() != metadata.labels.size()) {
-    throw Error(ErrorCode::kReferenceMismatch, path + " cannot be used: it has " +
-                                                   std::to_string(outputs.size()) + " outputs but " +
-                                                   std::to_string(metadata.labels.size()) + " labels");
+    throw Error(ErrorCode::kReferenceMismatch,
+                path + " cannot be used: it has " + std::to_string(outputs.size()) + " outputs but " +
+                    std::to_string(metadata.labels.size()) + " labels; export the model again");
   }
   double worst = 0.0;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -55,7 +60,8 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
     throw Error(
         ErrorCode::kReferenceMismatch,
         path + " cannot be used: on the reference input its probabilities differ from those recorded at " +
-            "export by " + numbers + ": this machine does not compute what was exported");
+            "export by " + numbers +
+            ": this machine does not compute what was exported; export the model again on this machine");
   }
 }
 
@@ -99,16 +105,28 @@ std::vector<float> Classifier::classify(const Frames& clips) const {
                                                  " clips, " + std::to_string(impl_->metadata.num_frames) +
                                                  " frames, height, width, 3): " + why);
   };
-  constexpr std::int64_t kMaxSide = 1 << 16;
-  constexpr std::int64_t kMaxClips = 1 << 16;
+  constexpr std::int64_t kMax = 65536;  // of clips and of a side
   if (clips.data == nullptr) refuse("there is no data");
-  if (clips.clips < 1 || clips.clips > kMaxClips) refuse("got " + std::to_string(clips.clips) + " clips");
+  if (clips.clips < 1 || clips.clips > kMax) {
+    refuse("got " + std::to_string(clips.clips) +
+           " clips, must be 1 to 65536; classify more in several calls");
+  }
   if (clips.frames != impl_->metadata.num_frames) refuse("got " + std::to_string(clips.frames) + " frames");
-  if (clips.height < 1 || clips.width < 1 || clips.height > kMaxSide || clips.width > kMaxSide) {
-    refuse("got frames of " + std::to_string(clips.height) + " x " + std::to_string(clips.width));
+  if (clips.height < 1 || clips.width < 1 || clips.height > kMax || clips.width > kMax) {
+    refuse("got frames of " + std::to_string(clips.height) + " x " + std::to_string(clips.width) +
+           ", a side must be 1 to 65536 pixels");
   }
   const std::lock_guard<std::mutex> lock(impl_->mutex);
-  return impl_->engine->run(clips);
+  std::vector<float> probabilities = impl_->engine->run(clips);
+  // A graph may give another number of classes than it did on the reference input.
+  const std::size_t expected = static_cast<std::size_t>(clips.clips) * impl_->metadata.labels.size();
+  if (probabilities.size() != expected) {
+    throw Error(ErrorCode::kOther, "the model failed: it gave " + std::to_string(probabilities.size()) +
+                                       " values for " + std::to_string(clips.clips) + " clips and " +
+                                       std::to_string(impl_->metadata.labels.size()) +
+                                       " labels; export the model again");
+  }
+  return probabilities;
 }
 
 VideoPrediction Classifier::classify(const std::string& path) const {

@@ -94,9 +94,9 @@ Metadata parse(const std::string& text, const std::string& path) {
                                                    known +
                                                    "; export the model again, or use the SIFA that wrote it");
   };
-  if (!FieldReader::is_integer(fields.field("schema_version", "an integer", FieldReader::is_integer)) ||
-      !FieldReader::in_range(document["schema_version"], kSchemaVersion, kSchemaVersion)) {
-    unsupported("schema version " + quoted(document["schema_version"]), std::to_string(kSchemaVersion));
+  const json& version = fields.field("schema_version", "an integer", FieldReader::is_integer);
+  if (!FieldReader::in_range(version, kSchemaVersion, kSchemaVersion)) {
+    unsupported("schema version " + quoted(version), std::to_string(kSchemaVersion));
   }
   metadata.schema_version = kSchemaVersion;
   struct Choice {

@@ -83,7 +83,8 @@ void check_operator_schema(const std::string& schema, const std::string& path) {
   if (!fits) {
     throw Error(ErrorCode::kOperatorLibrary, path + " needs another operator library: it was exported for `" +
                                                  one_line(schema) + "`, the one in this process has `" +
-                                                 c10::toString(loaded) + "`");
+                                                 c10::toString(loaded) +
+                                                 "`; export the model again, or use the SIFA that wrote it");
   }
 }
 

@@ -15,6 +15,20 @@
 namespace sifa {
 namespace {
 
+// What went wrong, in one line. The TorchScript interpreter says that behind its traceback, whose source is
+// indented.
+std::string reason_of(const std::string& message) {
+  if (message.rfind("The following operation failed in the TorchScript interpreter", 0) == 0) {
+    constexpr std::size_t kNone = std::string::npos;
+    for (std::size_t end = message.find('\n', message.rfind("<--- HERE")); end != kNone;
+         end = message.find('\n', end + 1)) {
+      const std::string rest = message.substr(end + 1);
+      if (!rest.empty() && rest.front() != ' ' && rest.front() != '\n') return one_line(rest);
+    }
+  }
+  return one_line(message);
+}
+
 // Runs `function`; whatever LibTorch throws becomes an Error of `code`, one line behind `what`.
 template <typename Function>
 auto translated(ErrorCode code, const std::string& what, Function function) {
@@ -25,22 +39,20 @@ auto translated(ErrorCode code, const std::string& what, Function function) {
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const c10::Error& error) {
-    throw Error(code, what + ": " + one_line(error.what_without_backtrace()));
+    throw Error(code, what + ": " + reason_of(error.what_without_backtrace()));
   } catch (const std::exception& error) {
-    throw Error(code, what + ": " + one_line(error.what()));
+    throw Error(code, what + ": " + reason_of(error.what()));
   }
 }
 
 at::Device parse_device(const std::string& text) {
+  const std::string expected = "device must be cpu, cuda or cuda:<index>, got \"" + one_line(text) + "\"";
   const at::Device device =
-      translated(ErrorCode::kDeviceUnavailable,
-                 "device must be cpu, cuda or cuda:<index>, got \"" + one_line(text) + "\"",
-                 [&] { return at::Device(text); });
+      translated(ErrorCode::kDeviceUnavailable, expected, [&] { return at::Device(text); });
+  // LibTorch keeps an index in 8 bits: to it cuda:256 is cuda:0.
+  if (device.str() != text) throw Error(ErrorCode::kDeviceUnavailable, expected);
   if (device.is_cpu() && !device.has_index()) return device;
-  if (!device.is_cuda()) {
-    throw Error(ErrorCode::kDeviceUnavailable,
-                "device must be cpu, cuda or cuda:<index>, got \"" + one_line(text) + "\"");
-  }
+  if (!device.is_cuda()) throw Error(ErrorCode::kDeviceUnavailable, expected);
   const int count = at::detail::getCUDAHooks().deviceCount();
   if (count == 0) {
     throw Error(ErrorCode::kDeviceUnavailable,
@@ -48,7 +60,8 @@ at::Device parse_device(const std::string& text) {
   }
   if (device.index() >= count) {
     throw Error(ErrorCode::kDeviceUnavailable,
-                "device " + text + " is not available: there are " + std::to_string(count) + " GPUs");
+                "device " + text + " is not available: LibTorch sees " + std::to_string(count) +
+                    (count == 1 ? " GPU, cuda:0" : " GPUs, cuda:0 to cuda:" + std::to_string(count - 1)));
   }
   return device;
 }

@@ -109,9 +109,9 @@ PYBIND11_MODULE(runtime, module) {
                      path.string(), sifa::ClassifierOptions{device, threads.value_or(0)});
                }),
            "path"_a, "device"_a = "cpu", "threads"_a = py::none(),
-           "Load the file `path` on `device` (\"cpu\", \"cuda\" or \"cuda:<index>\") and check it on its "
-           "reference\n"
-           "input. `threads` sets how many threads one operation uses, for the whole process. Raises Error.")
+           "Load the file `path` on `device` (\"cpu\", \"cuda\" or \"cuda:<index>\") and check it on its\n"
+           "reference input. `threads` sets how many threads one operation uses, for the whole process.\n"
+           "Raises Error.")
       .def("classify", &classify, "frames"_a,
            "Probabilities, float32 (num_classes,) or (N, num_classes), of frames, uint8 RGB (T, H, W, 3) or\n"
            "(N, T, H, W, 3) of any H and W. Raises Error.")

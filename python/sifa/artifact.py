@@ -12,6 +12,9 @@ import copy
 import io
 import json
 import os
+import reprlib
+import struct
+import sys
 import warnings
 import zipfile
 import zlib
@@ -35,19 +38,27 @@ METADATA_ENTRY = "sifa.json"
 TOLERANCE = 1e-3
 """How far another machine's probabilities on the reference input may be from the exporter's."""
 
-_FIELDS: dict[str, type] = {
-    "model": dict,
-    "labels": list,
-    "num_frames": int,
-    "frame_stride": int,
-    "input_size": list,
-    "torch_version": str,
-    "sifa_version": str,
-    "operator_schema": str,
-    "reference": dict,
-}
 _KNOWN = {"kind": "clip", "format": "torchscript", "sampling": RULE, "precision": "float32"}
 """The only values that this version can run."""
+
+# Above any sensible model's; they bound what a lying file can make a loader allocate.
+_MAX_METADATA = 16 << 20  # bytes
+_MAX_FRAMES = 1 << 14
+_MAX_FRAME_STRIDE = 1 << 20
+_MAX_SIDE = 1 << 14
+_MAX_REFERENCE = 1 << 30  # bytes
+
+# What zipfile raises on damaged files: not only its own error, but those of what it calls.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class ArtifactError(RuntimeError):
@@ -62,7 +73,7 @@ class FrameClassifier(nn.Module):
 
     Args:
         model: a classifier of normalised clips with the attributes `input_size`, `crop_fraction`, `mean`,
-        `std`.
+            `std`.
     """
 
     def __init__(self, model: VideoClassifier) -> None:
@@ -175,7 +186,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ArtifactError: the file is damaged, is no SIFA artifact, or has metadata that this version does not
-        know.
+            know.
     """
     path = Path(path)
     if not path.is_file():
@@ -183,17 +194,33 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     with path.open("rb") as file:
         if file.read(4) != b"PK\3\4":
             raise ArtifactError(f"{path} is not a SIFA artifact: it is no zip file")
+    entry = f"extra/{METADATA_ENTRY}"
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_ENTRY}")]
-            if not entries:
-                raise ArtifactError(f"{path} is not a SIFA artifact: it has no entry extra/{METADATA_ENTRY}")
-            metadata = json.loads(archive.read(entries[0]))
+            found = [info for info in archive.infolist() if info.filename.partition("/")[2] == entry]
+            if found and found[0].file_size > _MAX_METADATA:
+                raise zipfile.BadZipFile(f"its entry {entry} has {found[0].file_size} bytes")
+            content = archive.read(found[0]) if found else None
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged or truncated: {error}") from error
+    except _DAMAGED as error:
+        raise ArtifactError(
+            f"{path} is damaged or truncated: {error}; copy or export the model again"
+        ) from error
+    if content is None:
+        raise ArtifactError(
+            f"{path} is not a SIFA artifact: it has no entry {entry}; artifacts are made by `sifa export`"
+        )
     if damaged is not None:
-        raise ArtifactError(f"{path} is damaged: the checksum of its entry {damaged} does not match")
+        raise ArtifactError(
+            f"{path} is damaged: the checksum of its entry {damaged} does not match; "
+            "copy or export the model again"
+        )
+    try:
+        metadata = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} is not a SIFA artifact: its entry {entry} is not JSON: {error}"
+        ) from error
     _check_metadata(path, metadata)
     return metadata
 
@@ -203,11 +230,16 @@ def load_artifact(path: str | os.PathLike[str], device: str | torch.device = "cp
 
     Raises:
         FileNotFoundError: there is no such file.
-        ArtifactError: what `read_metadata` refuses; or the graph cannot be loaded, has another number of
-        outputs than
-            labels, or does not give the recorded probabilities on the reference input.
+        ArtifactError: what `read_metadata` refuses; or the graph needs another operator, cannot be loaded or
+            run, has another number of outputs than labels, or does not give the recorded probabilities on
+            the reference input.
     """
     metadata = read_metadata(path)
+    if not _can_serve(metadata["operator_schema"]):
+        raise ArtifactError(
+            f"{path} needs another operator: it was exported for {metadata['operator_schema']!r}, this sifa "
+            f"has {_operator_schema()!r}; export the model again, or use the version of sifa that wrote it"
+        )
     device = torch.device(device)
     try:
         with warnings.catch_warnings():
@@ -216,20 +248,27 @@ def load_artifact(path: str | os.PathLike[str], device: str | torch.device = "cp
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(
             f"torch {torch.__version__} cannot load {path}, exported by torch {metadata['torch_version']}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{str(error).strip().splitlines()[0]}; export the model again with this torch, or use that one"
         ) from error
     artifact = Artifact(graph, metadata, device)
-    probabilities = artifact(reference_frames(artifact.num_frames, metadata["input_size"])).flatten().cpu()
-    if len(probabilities) != len(artifact.labels):
+    try:
+        output = artifact(reference_frames(artifact.num_frames, metadata["input_size"]))
+    except (RuntimeError, torch.jit.Error) as error:
         raise ArtifactError(
-            f"{path}: labels has {len(artifact.labels)} names for {len(probabilities)} outputs"
-        )
+            f"{path} cannot be run on its reference input: {_reason(error)}; export the model again"
+        ) from error
+    count = len(artifact.labels)
+    if not isinstance(output, Tensor) or output.shape != (1, count):
+        given = f"{output.numel()} outputs" if isinstance(output, Tensor) else type(output).__name__
+        raise ArtifactError(f"{path}: labels has {count} names for {given}; export the model again")
     reference = metadata["reference"]
-    difference = (probabilities - torch.tensor(reference["probabilities"])).abs().max().item()
+    expected = torch.tensor([float(probability) for probability in reference["probabilities"]])
+    difference = (output.flatten().cpu() - expected).abs().max().item()
     if not difference <= reference["tolerance"]:
         raise ArtifactError(
             f"{path}: reference output differs by {difference:.1e} from the one recorded at export, "
-            f"more than the tolerance {reference['tolerance']:.0e}: this machine computes something else"
+            f"more than the tolerance {reference['tolerance']:.0e}: this machine computes something else; "
+            "export the model again on this machine"
         )
     return artifact
 
@@ -262,41 +301,95 @@ def _operator_schema() -> str:
     return str(torch.ops.sifa.inter_frame_attention.default._schema)
 
 
+def _can_serve(schema: str) -> bool:
+    """Whether this process's operator runs a graph that was exported with the operator `schema`."""
+    own = torch.ops.sifa.inter_frame_attention.default._schema
+    try:
+        return own.is_backward_compatible_with(torch._C.parse_schema(schema))  # type: ignore[attr-defined]
+    except (RuntimeError, ValueError):  # not a schema
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a graph: the interpreter says it behind its traceback, whose source is indented."""
+    lines = str(error).strip().splitlines()
+    marks = [index for index, line in enumerate(lines) if line.endswith("<--- HERE")]
+    behind = [line for line in lines[marks[-1] + 1 :] if line.strip() and line[0] != " "] if marks else lines
+    return next(iter(behind), type(error).__name__)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _check_metadata(path: Path, metadata: Any) -> None:
-    """Refuse what this version of SIFA does not know, naming the field."""
-    version = metadata.get("schema_version") if isinstance(metadata, dict) else None
-    if not isinstance(version, int):
-        raise ArtifactError(f"{path} is not a SIFA artifact: its metadata has no schema_version")
-    if version != SCHEMA_VERSION:
+    """Refuse what this version of SIFA does not know, naming the field, as `cpp/src/metadata.cpp` does."""
+    if not isinstance(metadata, dict):
         raise ArtifactError(
-            f"{path} has schema_version {version}, sifa {__version__} reads {SCHEMA_VERSION}: "
-            "export it again, or use the version of sifa that wrote it"
+            f"{path} is not a SIFA artifact: its entry extra/{METADATA_ENTRY} is not a JSON object"
         )
-    for field, expected in _KNOWN.items():
-        if metadata.get(field) != expected:
-            raise ArtifactError(f"{path}: {field} must be {expected!r}, got {metadata.get(field)!r}")
-    for field, kind in _FIELDS.items():
-        if not isinstance(metadata.get(field), kind):
-            raise ArtifactError(f"{path}: {field} must be a {kind.__name__}, got {metadata.get(field)!r}")
-    for field in ("num_frames", "frame_stride"):
-        if metadata[field] < 1:
-            raise ArtifactError(f"{path}: {field} must be at least 1, got {metadata[field]}")
-    if len(metadata["input_size"]) != 2 or not all(
-        isinstance(n, int) and n > 0 for n in metadata["input_size"]
-    ):
-        raise ArtifactError(f"{path}: input_size must be two positive integers, got {metadata['input_size']}")
-    labels, reference = metadata["labels"], metadata["reference"]
-    probabilities = reference.get("probabilities")
-    if not isinstance(probabilities, list) or not isinstance(reference.get("tolerance"), float):
-        raise ArtifactError(f"{path}: reference must hold a list of probabilities and a tolerance")
-    if len(probabilities) != len(labels):
-        raise ArtifactError(
-            f"{path}: labels has {len(labels)} names for {len(probabilities)} reference outputs"
-        )
-    if metadata["operator_schema"] != _operator_schema():
-        raise ArtifactError(
-            f"{path}: operator_schema must be {_operator_schema()!r}, got {metadata['operator_schema']!r}"
-        )
+
+    def field(name: str, expected: str, accept: Callable[[Any], bool]) -> Any:
+        value: Any = metadata
+        for key in name.split("."):  # the parents were accepted before
+            value = value.get(key)
+        if not accept(value):
+            raise ArtifactError(
+                f"{path} is not a SIFA artifact that can be used: in its metadata {name} must be {expected}, "
+                f"got {reprlib.repr(value)}"
+            )
+        return value
+
+    def integer(name: str, high: int) -> int:
+        expected = f"an integer from 1 to {high}"
+        return field(name, expected, lambda value: type(value) is int and 1 <= value <= high)
+
+    def text(name: str) -> str:
+        return field(name, "a string", lambda value: isinstance(value, str))
+
+    # First what decides whether the other fields mean what this version thinks they mean.
+    field("schema_version", "an integer", lambda value: type(value) is int)
+    for name, known in {"schema_version": SCHEMA_VERSION, **_KNOWN}.items():
+        given = metadata["schema_version"] if name == "schema_version" else text(name)
+        if given != known:
+            raise ArtifactError(
+                f"{path} has {name} {given!r}, sifa {__version__} reads {known!r}: "
+                "export it again, or use the version of sifa that wrote it"
+            )
+    for name in ("model", "reference"):
+        field(name, "an object", lambda value: isinstance(value, dict))
+    for name in ("model.name", "torch_version", "sifa_version", "operator_schema"):
+        text(name)
+    num_frames = integer("num_frames", _MAX_FRAMES)
+    integer("frame_stride", _MAX_FRAME_STRIDE)
+    labels = field(
+        "labels",
+        "a list of at least one string",
+        lambda value: (
+            isinstance(value, list) and value != [] and all(isinstance(label, str) for label in value)
+        ),
+    )
+    height, width = field(
+        "input_size",
+        f"[height, width], each from 1 to {_MAX_SIDE}",
+        lambda value: (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in value)
+        ),
+    )
+    fits = num_frames * height * width * 3 <= _MAX_REFERENCE
+    field("input_size", "such that a clip has at most 1 GiB", lambda value: fits)
+    field(
+        "reference.probabilities",
+        f"a list of {len(labels)} numbers, one per label",
+        lambda value: isinstance(value, list) and len(value) == len(labels) and all(map(_is_number, value)),
+    )
+    field("reference.tolerance", "a number above 0", lambda value: _is_number(value) and value > 0)
 
 
 def _without_debug_records(archive: io.BytesIO) -> bytes:

@@ -201,9 +201,9 @@ def _shown(key: str, value: Any) -> str:
     if key == "labels":
         return ", ".join(value)
     if key == "reference":
-        return f"output on a frame pattern {value['shape']}, tolerance {value['tolerance']:g}"
+        return f"output on a frame pattern, tolerance {value['tolerance']:g}"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(name, entry)}" for name, entry in value.items())
+        return ", ".join(f"{name} {_shown('', entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return " x ".join(map(str, value)) if key == "input_size" else ", ".join(map(str, value)) or "-"
     return f"{value:,}" if key == "parameters" else str(value)

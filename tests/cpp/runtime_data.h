@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -45,9 +46,9 @@ class ScratchFile {
   std::string path_;
 };
 
-// What `function` throws: its code, and a message of one line.
+// The code of the Error that `function` throws, if it throws one, and its message, of one line.
 template <typename Function>
-sifa::ErrorCode code_of(Function function, std::string* message = nullptr) {
+std::optional<sifa::ErrorCode> code_if_thrown(Function function, std::string* message = nullptr) {
   try {
     function();
   } catch (const sifa::Error& error) {
@@ -57,6 +58,13 @@ sifa::ErrorCode code_of(Function function, std::string* message = nullptr) {
     if (message != nullptr) *message = what;
     return error.code();
   }
-  ADD_FAILURE() << "nothing was thrown";
-  return sifa::ErrorCode::kOther;
+  return std::nullopt;
+}
+
+// The same where an Error is expected.
+template <typename Function>
+sifa::ErrorCode code_of(Function function, std::string* message = nullptr) {
+  const std::optional<sifa::ErrorCode> code = code_if_thrown(function, message);
+  EXPECT_TRUE(code.has_value()) << "nothing was thrown";
+  return code.value_or(sifa::ErrorCode::kOther);
 }

@@ -118,6 +118,19 @@ INSTANTIATE_TEST_SUITE_P(
         BadModel{"absurd_size.pt", ErrorCode::kNotAModel, "at most 1 GiB"},
         BadModel{"empty.pt", ErrorCode::kDamagedModel, "damaged or truncated"},
         BadModel{"no_code.pt", ErrorCode::kDamagedModel, "not loadable by"},
+        BadModel{"frames.pt", ErrorCode::kDamagedModel,
+                 "the model failed: builtins.ValueError: clip must have 4 frames, got 5"},
+        BadModel{"encrypted.pt", ErrorCode::kNotAModel, "not laid out as torch does"},
+        BadModel{"method.pt", ErrorCode::kNotAModel, "not laid out as torch does"},
+        BadModel{"labels_type.pt", ErrorCode::kNotAModel, "labels must be a list of at least one string"},
+        BadModel{"empty_labels.pt", ErrorCode::kNotAModel, "labels must be a list of at least one string"},
+        BadModel{"no_model_name.pt", ErrorCode::kNotAModel, "model.name must be a string, got nothing"},
+        BadModel{"probabilities_type.pt", ErrorCode::kNotAModel,
+                 "reference.probabilities must be a list of 3 numbers"},
+        BadModel{"tolerance.pt", ErrorCode::kNotAModel,
+                 "reference.tolerance must be a number above 0, got 0"},
+        BadModel{"boolean.pt", ErrorCode::kNotAModel, "frame_stride must be an integer from 1"},
+        BadModel{"nan.pt", ErrorCode::kNotAModel, "not a JSON object"},
         BadModel{"schema_version.pt", ErrorCode::kUnsupportedSchema, "schema version 2"},
         BadModel{"streaming.pt", ErrorCode::kUnsupportedSchema, "kind \"streaming\""},
         BadModel{"format.pt", ErrorCode::kUnsupportedSchema, "format \"aoti\""},
@@ -165,6 +178,28 @@ TEST(Classify, AgreesWithPython) {
   expect_near(classifier.classify(frames_of(values, 1)), {expected[0], expected[1], expected[2]}, 1e-5);
 }
 
+TEST(Classify, Zip64) {
+  const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
+  const std::vector<float> expected = Classifier(data("model.pt")).classify(frames_of(values));
+  for (const char* name : {"jit_save.pt", "zip64.pt"})
+    expect_near(Classifier(data(name)).classify(frames_of(values)), expected, 1e-6);
+}
+
+// A tolerance that is written as an integer is a number too.
+TEST(Classify, IntegerTolerance) {
+  EXPECT_EQ(Classifier(data("integer_tolerance.pt")).metadata().reference_tolerance, 1.0);
+}
+
+// Consistent on the one clip of the reference input.
+TEST(Classify, RefusesOutputsOfAnotherWidth) {
+  const Classifier classifier(data("growing.pt"));
+  const std::vector<std::uint8_t> values = pattern(3, kFrames, kHeight, kWidth);
+  EXPECT_EQ(classifier.classify(frames_of(values)).size(), 3u);
+  std::string message;
+  EXPECT_EQ(code_of([&] { classifier.classify(frames_of(values, 3)); }, &message), ErrorCode::kOther);
+  EXPECT_NE(message.find("it gave 15 values for 3 clips and 3 labels"), std::string::npos) << message;
+}
+
 TEST(Classify, MovedInstance) {
   Classifier first(data("model.pt"));
   const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
@@ -184,7 +219,9 @@ TEST(Classify, RefusesFrames) {
            {{bytes, 0, kFrames, kHeight, kWidth}, "got 0 clips"},
            {{bytes, 1, 3, kHeight, kWidth}, "got 3 frames"},
            {{bytes, 1, kFrames, 0, kWidth}, "got frames of 0 x 31"},
-           {{bytes, 1, kFrames, kHeight, -1}, "got frames of 23 x -1"}}) {
+           {{bytes, 1, kFrames, kHeight, -1}, "got frames of 23 x -1, a side must be 1 to 65536 pixels"},
+           {{bytes, 1, kFrames, 65537, 1}, "got frames of 65537 x 1"},
+           {{bytes, 65537, kFrames, 1, 1}, "got 65537 clips, must be 1 to 65536"}}) {
     std::string message;
     EXPECT_EQ(code_of([&, given = frames] { classifier.classify(given); }, &message),
               ErrorCode::kInvalidArgument);
@@ -200,6 +237,15 @@ TEST(Classify, RefusesDevices) {
               ErrorCode::kDeviceUnavailable)
         << device;
     EXPECT_NE(message.find(device), std::string::npos) << message;
+  }
+  // Names that LibTorch itself would take for another device.
+  for (const char* device : {"cuda:256", "cuda:200"}) {
+    std::string message;
+    EXPECT_EQ(code_of([&] { Classifier(data("model.pt"), {device, 0}); }, &message),
+              ErrorCode::kDeviceUnavailable);
+    EXPECT_NE(message.find("device must be cpu, cuda or cuda:<index>, got \"" + std::string(device)),
+              std::string::npos)
+        << message;
   }
   EXPECT_EQ(code_of([] { Classifier(data("model.pt"), {"cpu", -1}); }), ErrorCode::kInvalidArgument);
 }
@@ -269,16 +315,6 @@ TEST(Video, Refused) {
   }
   EXPECT_EQ(code_of([&] { classifier.classify(data("no_frames.avi")); }), ErrorCode::kVideoHasNoFrames);
   EXPECT_EQ(code_of([&] { sifa::read_video(data("clip.mkv"), 0); }), ErrorCode::kInvalidArgument);
-}
-
-#else
-
-TEST(Video, BuildWithoutItSaysSo) {
-  const Classifier classifier(data("model.pt"));
-  std::string message;
-  EXPECT_EQ(code_of([&] { classifier.classify(data("clip.mkv")); }, &message),
-            ErrorCode::kVideoCannotBeOpened);
-  EXPECT_NE(message.find("SIFA_VIDEO=OFF"), std::string::npos) << message;
 }
 
 #endif

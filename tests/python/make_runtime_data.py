@@ -6,11 +6,14 @@ Imported by the Python tests, and run by CTest before the C++ ones: `python make
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import sifa
@@ -28,7 +31,6 @@ class SmallModel(nn.Module):
 
     name = "small"
     num_classes = len(LABELS)
-    num_frames = NUM_FRAMES
     frame_stride = 2
     input_size = (16, 16)
     crop_fraction = 1.0
@@ -39,6 +41,7 @@ class SmallModel(nn.Module):
         super().__init__()
         self.config: dict[str, int] = {"channels": 8}
         self.labels = list(LABELS)
+        self.num_frames = NUM_FRAMES
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.conv_offset = nn.Conv2d(8, 18, 3, padding=1, bias=False)
         self.head = nn.Linear(8, self.num_classes)
@@ -49,11 +52,20 @@ class SmallModel(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         n, c, t, h, w = clip.shape
+        if t != self.num_frames:
+            raise ValueError(f"clip must have {self.num_frames} frames, got {t}")
         features = torch.tanh(self.stem(clip.transpose(1, 2).reshape(n * t, c, h, w)))
         offset = self.conv_offset(features).view(n, t, -1, h, w).transpose(1, 2)
         query = features.view(n, t, -1, h, w).transpose(1, 2)
         attended = sifa.inter_frame_attention(query, query, offset)
         return self.head(attended.abs().mean((2, 3, 4)))
+
+
+class GrowingModel(SmallModel):
+    """Gives as many classes as it should for one clip, and one more for each further clip."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return clip.mean((1, 2, 3, 4)).unsqueeze(1).repeat(1, 2 + clip.size(0))
 
 
 def pattern(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -93,11 +105,48 @@ def with_metadata(source: Path, target: Path, **changes: object) -> Path:
     return rewrite(source, target, edit)
 
 
+def with_headers(source: Path, target: Path, offset: int, value: int) -> Path:
+    """A copy of a model with another number at `offset` of both headers of its metadata (APPNOTE 4.3.7)."""
+    content = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        local = next(e for e in archive.infolist() if e.filename.endswith("/extra/sifa.json")).header_offset
+    directory = content.rindex(b"PK\1\2", 0, content.rindex(b"/extra/sifa.json"))
+    struct.pack_into("<H", content, local + offset, value)
+    struct.pack_into("<H", content, directory + offset + 2, value)
+    target.write_bytes(content)
+    return target
+
+
+GOOD_MODELS = (
+    "model.pt",
+    "jit_save.pt",
+    "zip64.pt",
+    "integer_tolerance.pt",
+    "operator_older.pt",
+    "growing.pt",
+)
+"""What every reader accepts; all other models that `make_models` writes are refused by every reader."""
+
+
 def make_models(folder: Path) -> Path:
-    """Writes the good model, `model.pt`, and the bad ones; returns the good one."""
+    """Writes the good models and the bad ones; returns the plainest good one, `model.pt`."""
     good = folder / "model.pt"
     metadata = export_torchscript(SmallModel().eval(), good)
     probabilities = metadata["reference"]["probabilities"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated")
+        extra = {"sifa.json": json.dumps(metadata, indent=1)}
+        torch.jit.save(torch.jit.load(str(good)), folder / "jit_save.pt", _extra_files=extra)
+    with mock.patch.object(zipfile, "ZIP64_LIMIT", 0):
+        rewrite(good, folder / "zip64.pt", lambda name, data: data)
+    with_metadata(good, folder / "integer_tolerance.pt", reference__tolerance=1)
+    # A later operator, with one more argument that has a default, serves the models of an earlier one.
+    with_metadata(
+        good,
+        folder / "operator_older.pt",
+        operator_schema=re.sub(r", [^,]*=[^,]*\) -> ", ") -> ", metadata["operator_schema"]),
+    )
+    export_torchscript(GrowingModel().eval(), folder / "growing.pt")
     with_metadata(good, folder / "schema_version.pt", schema_version=2)
     with_metadata(good, folder / "no_schema_version.pt", schema_version=...)
     with_metadata(good, folder / "streaming.pt", kind="streaming")
@@ -109,6 +158,17 @@ def make_models(folder: Path) -> Path:
         good, folder / "lying_labels.pt", labels=LABELS[:2], reference__probabilities=probabilities[:2]
     )
     with_metadata(good, folder / "reference.pt", reference__probabilities=probabilities[::-1])
+    # Only the graph itself refuses this one.
+    with_metadata(good, folder / "frames.pt", num_frames=NUM_FRAMES + 1)
+    with_metadata(good, folder / "labels_type.pt", labels=[0, 1, 2])
+    with_metadata(good, folder / "empty_labels.pt", labels=[], reference__probabilities=[])
+    with_metadata(good, folder / "no_model_name.pt", model__name=...)
+    with_metadata(good, folder / "probabilities_type.pt", reference__probabilities=["0.1", "0.2", "0.7"])
+    with_metadata(good, folder / "tolerance.pt", reference__tolerance=0)
+    with_metadata(good, folder / "boolean.pt", frame_stride=True)
+    with_metadata(good, folder / "nan.pt", reference__tolerance=float("nan"))
+    with_headers(good, folder / "encrypted.pt", 6, 1)
+    with_headers(good, folder / "method.pt", 8, 12)
     with_metadata(good, folder / "no_frames.pt", num_frames=0)
     with_metadata(good, folder / "absurd_frames.pt", num_frames=2**63)
     with_metadata(good, folder / "absurd_size.pt", input_size=[16384, 16384], num_frames=16384)

@@ -148,24 +148,33 @@ def test_nothing_is_written_when_export_fails(model, tmp_path):
     ("change", "message"),
     [
         (with_field(schema_version=2), "has schema_version 2, sifa .* reads 1: export it again"),
-        (with_field(schema_version="1"), "no schema_version"),
-        (with_field(kind="stream"), "kind must be 'clip', got 'stream'"),
-        (with_field(format="pt2"), "format must be 'torchscript', got 'pt2'"),
-        (with_field(sampling="random"), "sampling must be 'center', got 'random'"),
-        (with_field(precision="int8"), "precision must be 'float32', got 'int8'"),
-        (with_field(labels=["a", "b"]), "labels has 2 names for 5 reference outputs"),
-        (with_field(labels=None), "labels must be a list, got None"),
-        (with_field(num_frames=0), "num_frames must be at least 1, got 0"),
-        (with_field(frame_stride="x"), "frame_stride must be a int, got 'x'"),
-        (with_field(input_size=[112]), "input_size must be two positive integers"),
-        (with_field(reference={}), "reference must hold"),
+        (with_field(schema_version="1"), "schema_version must be an integer, got '1'"),
+        (with_field(kind="stream"), "kind 'stream', sifa .* reads 'clip'"),
+        (with_field(format="pt2"), "format 'pt2', sifa .* reads 'torchscript'"),
+        (with_field(sampling="random"), "sampling 'random', sifa .* reads 'center'"),
+        (with_field(precision=None), "precision must be a string, got None"),
+        (with_field(model="sifa_tiny"), "model must be an object, got 'sifa_tiny'"),
+        (with_field(model={}), "model.name must be a string, got None"),
+        (with_field(labels=["a", "b"]), "reference.probabilities must be a list of 2 numbers, one per label"),
+        (with_field(labels=None), "labels must be a list of at least one string, got None"),
+        (with_field(labels=[1, 2, 3, 4, 5]), "labels must be a list of at least one string, got"),
+        (with_field(num_frames=0), "num_frames must be an integer from 1 to 16384, got 0"),
+        (with_field(frame_stride="x"), "frame_stride must be an integer from 1 to .*, got 'x'"),
+        (with_field(input_size=[112]), r"input_size must be \[height, width\], each from 1 to 16384, got"),
+        (with_field(input_size=[16384, 16384]), "input_size must be such that a clip has at most 1 GiB"),
+        (with_field(reference={}), "reference.probabilities must be a list of 5 numbers, .* got None"),
         (
-            with_field(operator_schema="sifa::other()"),
-            "operator_schema must be 'sifa::inter_frame.* got 'sifa::other",
+            with_field(reference={"probabilities": [0, 0, 0, 0, 10**400], "tolerance": 1}),
+            "reference.probabilities must be a list of 5 numbers",
+        ),
+        (
+            with_field(reference={"probabilities": [0.2] * 5, "tolerance": -1}),
+            "reference.tolerance must be a number above 0, got -1",
         ),
         (lambda metadata: None, "is not a SIFA artifact: it has no entry extra/sifa.json"),
-        (lambda metadata: [], "is not a SIFA artifact: its metadata has no schema_version"),
-        (lambda metadata: b"{", "damaged"),
+        (lambda metadata: [], "is not a SIFA artifact: its entry extra/sifa.json is not a JSON object"),
+        (lambda metadata: b"{", "is not a SIFA artifact: its entry extra/sifa.json is not JSON"),
+        (with_field(num_frames=float("nan")), "extra/sifa.json is not JSON: NaN is not a JSON number"),
     ],
 )
 def test_metadata_is_refused_by_name(rewritten, change, message):
@@ -187,13 +196,28 @@ def test_another_reference_output_is_refused(rewritten):
         load_artifact(changed)
 
 
-def test_a_reference_output_that_is_not_a_number_is_refused(rewritten):
-    def change(metadata):
-        metadata["reference"]["probabilities"][0] = float("nan")
-        return metadata
-
+def test_an_output_that_is_not_a_number_is_refused(path, monkeypatch):
+    monkeypatch.setattr(
+        torch.jit, "load", lambda *_, **__: lambda frames: torch.full((1, CLASSES), torch.nan)
+    )
     with pytest.raises(ArtifactError, match="reference output differs by nan"):
-        load_artifact(rewritten(change))
+        load_artifact(path)
+
+
+def test_another_operator_is_refused(rewritten):
+    changed = rewritten(with_field(operator_schema="sifa::other()"))
+    assert read_metadata(changed)["operator_schema"] == "sifa::other()"
+    with pytest.raises(
+        ArtifactError, match="needs another operator: it was exported for 'sifa::other.*export"
+    ):
+        load_artifact(changed)
+
+
+def test_a_graph_that_cannot_be_run_is_refused_with_its_reason(rewritten):
+    with pytest.raises(
+        ArtifactError, match=r"reference input: builtins\.ValueError: clip must have 8 frames, got 9"
+    ):
+        load_artifact(rewritten(with_field(num_frames=9)))
 
 
 def test_labels_that_do_not_match_the_graph_are_refused(rewritten):

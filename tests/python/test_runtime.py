@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_runtime_data import LABELS, NUM_FRAMES, make_data, pattern
-from sifa import runtime
-from sifa.artifact import load_artifact
+from make_runtime_data import GOOD_MODELS, LABELS, NUM_FRAMES, make_data, pattern
+from sifa import cli, runtime
+from sifa.artifact import ArtifactError, load_artifact, read_metadata
 from sifa.data.sampling import frame_indices
 from sifa.data.video import read_frames
 from torchcodec.decoders import VideoDecoder
@@ -114,6 +114,32 @@ def test_errors_have_codes(data: Path, classifier: runtime.Classifier) -> None:
     assert code(lambda: runtime.Classifier(data / "model.pt", device="tpu")) == 10
     assert code(lambda: runtime.Classifier(data / "model.pt", threads=0)) == 2
     assert code(lambda: runtime.Classifier(data / "reference.pt")) == 11
+
+
+def test_both_languages_refuse_the_same_files(data: Path) -> None:
+    def accepted(function: Callable[[Path], object], path: Path) -> bool:
+        try:
+            function(path)
+        except (runtime.Error, ArtifactError):
+            return False
+        return True
+
+    models = [path for path in data.iterdir() if path.suffix in (".pt", ".zip")]
+    assert len(models) > 30
+    for path in models:
+        cpp, python = accepted(runtime.read_metadata, path), accepted(read_metadata, path)
+        assert cpp == python, path
+        cpp, python = accepted(runtime.Classifier, path), accepted(load_artifact, path)
+        assert cpp == python == (path.name in GOOD_MODELS), path
+
+
+def test_info_of_every_file_is_facts_or_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in data.glob("*.pt"):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["info", str(path)])
+        out, err = capsys.readouterr()
+        assert bool(out) == (exit_.value.code in (0, None)), path
+        assert err.count("\n") == (not out), path
 
 
 def test_threads_are_the_process_s(data: Path, threads: int) -> None:

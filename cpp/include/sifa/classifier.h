@@ -18,10 +18,10 @@ namespace sifa {
 /// Raw frames that the caller owns: `clips` x `frames` x `height` x `width` RGB triples of bytes, contiguous.
 struct Frames {
   const std::uint8_t* data = nullptr;
-  std::int64_t clips = 1;
-  std::int64_t frames = 0;
-  std::int64_t height = 0;
-  std::int64_t width = 0;
+  std::int64_t clips = 1;   ///< at most 65536
+  std::int64_t frames = 0;  ///< of one clip
+  std::int64_t height = 0;  ///< at most 65536
+  std::int64_t width = 0;   ///< at most 65536
 };
 
 /// How to run a model.
@@ -62,8 +62,8 @@ class SIFA_API Classifier {
   const std::vector<std::string>& labels() const { return metadata().labels; }
 
   /// Probabilities, (clips, labels) row by row, of clips of any height and width. Throws
-  /// Error(kInvalidArgument) if a size is not positive or a clip does not have `metadata().num_frames`
-  /// frames.
+  /// Error(kInvalidArgument) if the number of clips, the height or the width is not 1 to 65536 or a clip does
+  /// not have `metadata().num_frames` frames.
   std::vector<float> classify(const Frames& clips) const;
 
   /// Classifies the clip that `metadata()` says to sample from the video file `path` (see `read_video`).

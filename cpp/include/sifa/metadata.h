@@ -20,14 +20,14 @@ struct Metadata {
   std::int64_t num_frames = 0;      ///< length of a clip
   std::int64_t frame_stride = 0;    ///< distance between two frames of a clip, in frames of the video
   std::string sampling;             ///< "center": see sifa/sampling.h
-  std::array<std::int64_t, 2>
-      input_size{};             ///< (H, W) in pixels that the network sees after its own resize and crop
+  /// (H, W) in pixels that the network sees after its own resize and crop
+  std::array<std::int64_t, 2> input_size{};
   std::string precision;        ///< "float32"
   std::string torch_version;    ///< of the torch that exported the model
   std::string sifa_version;     ///< of the SIFA that exported the model
   std::string operator_schema;  ///< of `sifa::inter_frame_attention`, as that torch's dispatcher prints it
-  std::vector<float>
-      reference_probabilities;       ///< the model's output on the reference input where it was exported
+  /// the model's output on the reference input where it was exported
+  std::vector<float> reference_probabilities;
   double reference_tolerance = 0.0;  ///< how far the output may be from that elsewhere
   std::string json;                  ///< the whole entry as it stands in the file, UTF-8
 };
