@@ -132,22 +132,25 @@ check_venv() {
 pip_install() { .venv/bin/python -m pip --disable-pip-version-check install -q --progress-bar off "$@"; }
 
 # constraints.txt for an interpreter that has packages already: torch and what must match it stay at the version that
-# is there, and of any other package that is there nothing is asked.
+# is there, what must match another torch than the pinned one is left to pip, and of any other package that is there
+# nothing is asked.
 constraints_beside_existing() {
   .venv/bin/python - <<'EOF'
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-for line in open("constraints.txt"):
+lines = open("constraints.txt").read().splitlines()
+has_pinned_torch = f"torch=={version('torch').partition('+')[0]}" in lines
+for line in lines:
     name = re.match(r"[\w.-]*", line).group()
     try:
         found = version(name) if name else None
     except PackageNotFoundError:
         found = None
-    if not found:
-        print(line, end="")
-    elif name in ("torch", "torchvision", "torchcodec", "numpy"):
+    if found and name in ("torch", "torchvision", "torchcodec", "numpy"):
         print(f"{name}=={found}")
+    elif not found and (has_pinned_torch or name not in ("torchvision", "torchcodec")):
+        print(line)
 EOF
 }
 
