@@ -37,8 +37,15 @@ machine:
 	@scripts/setup.sh venv
 	@touch $@
 
+# CMAKE_ARGS as last given. CMake remembers options, so without them a later build goes on as it was begun.
+.PHONY: FORCE
+FORCE:
+build/cmake-args: FORCE
+	@mkdir -p build
+	@[[ -e $@ && ( -z "$${CMAKE_ARGS:-}" || "$$CMAKE_ARGS" == "$$(<$@)" ) ]] || echo "$${CMAKE_ARGS:-}" >$@
+
 # An editable install: a changed .py needs nothing, a changed C++ source is compiled again and installed.
-.venv/.build: .venv/.dependencies $(CXX_SOURCES) | machine
+.venv/.build: .venv/.dependencies $(CXX_SOURCES) build/cmake-args | machine
 	@scripts/setup.sh build $(BUILD_DIR)
 	@touch $@
 

@@ -7,6 +7,7 @@ requires exactly the torch it was built against, whose C++ ABI it uses. An overr
 cannot see a CMake definition; hence these hooks around scikit-build-core's own.
 """
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -40,6 +41,13 @@ def _configure(config_settings: ConfigSettings | None) -> ConfigSettings:
     """Read SIFA_RUNTIME as scikit-build-core will, and add the wheel tag that follows from it."""
     global _with_runtime
     settings = SettingsReader.from_file("pyproject.toml", config_settings or {}, state="wheel").settings
+    others = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", ""), "cmake.args": " ".join(settings.cmake.args)}
+    for place, value in others.items():
+        if "SIFA_RUNTIME" in value:
+            raise ValueError(
+                f"SIFA_RUNTIME decides the wheel's tag and dependencies, which {place} ({value!r}) cannot: "
+                "give it as -C cmake.define.SIFA_RUNTIME=ON"
+            )
     value = settings.cmake.define.get("SIFA_RUNTIME", "OFF").upper()
     _with_runtime = value not in {"", "0", "OFF", "NO", "N", "FALSE"}  # CMake's own false constants
     return {**(config_settings or {}), **({"wheel.py-api": ""} if _with_runtime else {})}

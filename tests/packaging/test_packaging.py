@@ -157,6 +157,21 @@ def test_runtime_wheel_is_tagged_for_python_and_pins_its_torch(runtime_wheel: Pa
     assert requirements == ["torch>=2.10", f"torch=={Version(version('torch')).public}"]
 
 
+def test_the_runtime_is_refused_where_it_would_not_change_the_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import sifa_build_backend as backend
+
+    monkeypatch.setenv("CMAKE_ARGS", "-DSIFA_CUDA=OFF")
+    assert "pybind11" in backend.get_requires_for_build_wheel({"cmake.define.SIFA_RUNTIME": "ON"})
+    way_out = r"\(.*\) cannot: give it as -C cmake.define.SIFA_RUNTIME=ON"
+    with pytest.raises(ValueError, match=f"which cmake.args {way_out}"):
+        backend.get_requires_for_build_wheel({"cmake.args": "-DSIFA_RUNTIME=ON"})
+    monkeypatch.setenv("CMAKE_ARGS", "-DSIFA_CUDA=OFF -DSIFA_RUNTIME=ON")
+    with pytest.raises(ValueError, match=f"which CMAKE_ARGS {way_out}"):
+        backend.get_requires_for_build_wheel()
+
+
 def test_both_wheels_refuse_the_pythons_that_torchscript_does_not_work_in(
     wheel: Path, runtime_wheel: Path
 ) -> None:
