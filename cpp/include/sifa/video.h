@@ -15,8 +15,8 @@ struct Video {
   std::int64_t height = 0;           ///< H, pixels
   std::int64_t width = 0;            ///< W, pixels
   std::int64_t total_frames = 0;     ///< how many frames decoding the whole video gives
-  std::vector<std::int64_t>
-      indices;  ///< which of them `frames` holds: `frame_indices(total_frames, T, stride)`
+  /// which of them `frames` holds: `frame_indices(total_frames, T, stride)`
+  std::vector<std::int64_t> indices;
 };
 
 /// Decodes the `num_frames` frames of the video file `path` that `frame_indices` names.
@@ -26,6 +26,9 @@ struct Video {
 /// video is decoded once (twice if the container was wrong) and only the clip is kept in memory. Needs
 /// libsifa_video.so beside libsifa_runtime.so (a build with SIFA_VIDEO=ON) and OpenCV; both are loaded by the
 /// first call.
+///
+/// Colours are converted as BT.601, because OpenCV does not heed a stream's tag: those of a video that is
+/// tagged BT.709 differ from what Python's torchcodec gives by up to 20 of 255.
 ///
 /// OpenCV and FFmpeg may write of a bad file to standard error; OPENCV_FFMPEG_LOGLEVEL=-8 and
 /// OPENCV_LOG_LEVEL=SILENT in the environment keep them quiet, as `sifa-run` does.

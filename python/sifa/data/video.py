@@ -2,8 +2,10 @@
 
 Python and C++ must see the same frames. C++ reads through OpenCV, whose FFmpeg backend knows only the first
 video stream of a file, so this module asks torchcodec for that stream too (by itself it takes the one
-FFmpeg calls best). And torchcodec finds a frame by its time: where that fails (MPEG transport and program
-streams, AVI with B-frames, streams without timestamps), the `ffmpeg` program decodes from the start.
+FFmpeg calls best). Colours differ where a stream is tagged BT.709, by up to 20 of 255: torchcodec heeds the
+tag, OpenCV takes every video for BT.601. And torchcodec finds a frame by its time: where that fails (MPEG
+transport and program streams, AVI with B-frames, streams without timestamps), the `ffmpeg` program decodes
+from the start.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def _decode_with_ffmpeg(path: Path, indices: list[int]) -> Tensor:
 
 
 def _run(*command: str) -> bytes:
-    """What a program prints; RuntimeError with the first line of its complaint if it fails."""
+    """What a program prints; RuntimeError with its complaint if it fails."""
     try:
         return subprocess.run(command, check=True, capture_output=True).stdout
     except FileNotFoundError as error:
