@@ -160,7 +160,7 @@ def draw_attention(
         layer: name of a `sifa.SIFA` module; by default the first one.
         step: the step (of the stem's temporal stride) whose pixels ask; with `queries` only.
         queries: up to four pixels `(y, x)` of the layer's feature map; by default those of
-        `choose_queries`.
+            `choose_queries`.
 
     Raises:
         ValueError: no such layer, step or pixel.
@@ -260,9 +260,8 @@ class _View:
     def place(self, position: Tensor) -> tuple[float, float]:
         """Canvas `(x, y)` of a frame position `(y, x)`."""
         y, x = (position + 0.5).tolist()
-        return self.corner[0] + (x - self.box[0]) * self.scale, self.corner[1] + (
-            y - self.box[1]
-        ) * self.scale
+        left, top = self.corner
+        return left + (x - self.box[0]) * self.scale, top + (y - self.box[1]) * self.scale
 
 
 class _Picture:
@@ -340,7 +339,8 @@ class _Picture:
         grid, taps, _ = self.of(query)
         points = torch.cat([grid, taps]) + 0.5
         low, high = points.amin(0), points.amax(0)
-        side = float((high - low).max()) * 1.4
+        # A single tap without an offset has no extent.
+        side = max(float((high - low).max()) * 1.4, 2 * max(self.attention.spacing))
         middle = (low + high) / 2
         x, y = float(middle[1]) - side / 2, float(middle[0]) - side / 2
         return x, y, x + side, y + side

@@ -138,6 +138,13 @@ def test_picture_of_the_default_queries_and_of_another_layer(model, tmp_path):
     assert Image.open(tmp_path / "picture.png").width == 1200
 
 
+def test_picture_of_a_single_tap_without_an_offset(tmp_path):
+    model = sifa.create_model("sifa_tiny", kernel_size=1)
+    attention = draw_attention(model, moving_blocks(16, count=1)[0], tmp_path / "picture.png")
+    assert torch.equal(attention.taps[:, :, 0], attention.grid)
+    assert Image.open(tmp_path / "picture.png").width == 1200
+
+
 def test_leaves_the_model_as_it_was(model, frames):
     model.train()
     model.backbone.bn1.eval()
