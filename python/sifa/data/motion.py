@@ -43,6 +43,10 @@ LABELS = (
 
 NUM_OBJECTS = 2
 
+# The highest frequency of the background's texture, cycles per frame width; the least size that holds it.
+_HIGHEST = 12
+_LEAST_SIZE = 2 * _HIGHEST + 1
+
 # Half the travel of each motion, (least, most): frame widths, frame widths, radians, log size, log aspect
 # ratio. At 112 pixels the translations run at 1.25 to 5 pixels per frame, 5 to 20 per step of a stem of
 # temporal stride 4.
@@ -107,7 +111,7 @@ def make_scene(seed: int) -> Scene:
         wobble=wobble,
         object_texture=_texture(rng, (n, 3), highest=4, exponent=0.5),
         object_colour=rng.uniform(-0.4, 0.4, size=(n, 3)),
-        background_texture=_texture(rng, (3,), highest=12, exponent=1.0),
+        background_texture=_texture(rng, (3,), highest=_HIGHEST, exponent=1.0),
         background_colour=rng.uniform(-0.3, 0.3, size=3),
         background_path=_circle(rng, (2, 2)) * rng.uniform(0.0, 0.03, size=(2, 2, 1)),
         lead=int(rng.integers(PERIOD, 2 * PERIOD)),
@@ -120,12 +124,14 @@ def render_clip(label: str | int, scene: Scene | int, size: int = 112) -> torch.
     Args:
         label: a name of :data:`LABELS` or its index.
         scene: a :class:`Scene`, or the seed of one.
-        size: height and width in pixels.
+        size: height and width in pixels, at least 25: what the background's texture needs.
 
     Returns:
         uint8 (16, size, size, 3), RGB.
     """
     index = label_index(label)
+    if not isinstance(size, int) or size < _LEAST_SIZE:
+        raise ValueError(f"size must be an integer of at least {_LEAST_SIZE}, got {size!r}")
     scene = make_scene(scene) if isinstance(scene, int) else scene
     motion, first = _MOTION[index]
     clip = _render_period(scene, motion, size)
@@ -167,8 +173,15 @@ def write_video(
     """
     from torchcodec.encoders import VideoEncoder
 
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"frames must be uint8 (F, H, W, 3), got {frames.dtype} {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
+        raise ValueError(
+            f"frames must be uint8 (F, H, W, 3), each at least 1, got {frames.dtype} {tuple(frames.shape)}"
+        )
+    height, width = frames.shape[1:3]
+    if not lossless and (height % 2 or width % 2):
+        raise ValueError(
+            f"frames must have an even H and W, of at least 2 pixels, unless lossless, got {height} x {width}"
+        )
     encoder = VideoEncoder(frames.permute(0, 3, 1, 2).contiguous(), frame_rate=frame_rate)
     if lossless:
         encoder.to_file(path, codec="libx264rgb", crf=0)
@@ -210,8 +223,7 @@ def _triangle(frame: np.ndarray) -> np.ndarray:
 def _tile(coefficients: np.ndarray, size: int, shift: np.ndarray | None = None) -> torch.Tensor:
     """Renders periodic noise (..., size, size) from its Fourier coefficients.
 
-    With ``shift`` (F, 2), the translation (x, y) in tiles of each of F frames, the result is (F, ..., size,
-    size).
+    With ``shift`` (F, 2), the translation (x, y) in tiles of each of F frames, it is (F, ..., size, size).
     """
     highest = coefficients.shape[-1] - 1
     spectrum = torch.from_numpy(coefficients.astype(np.complex64))
@@ -260,9 +272,8 @@ def _render_period(scene: Scene, motion: int, size: int) -> torch.Tensor:
         u = torch.cos(angle) * dx + torch.sin(angle) * dy
         v = torch.cos(angle) * dy - torch.sin(angle) * dx
         distance = torch.sqrt(u * u + v * v).clamp_min(1e-6)
-        around = torch.complex(
-            u / distance, v / distance
-        )  # powers of it are the harmonics of the polar angle
+        # Powers of it are the harmonics of the polar angle.
+        around = torch.complex(u / distance, v / distance)
         second, third = around * around, around * around * around
         edge = torch.ones_like(u)
         for turned, (a, b) in zip((second, third, second * third), scene.outline[n].tolist(), strict=True):
