@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 import torch
 from sifa.data import motion
-from torchcodec.decoders import VideoDecoder
+from sifa.data.video import read_frames
 
 CACHE = pathlib.Path(__file__).resolve().parents[2] / "build" / "motion"
 SIZE = 112
@@ -41,9 +41,7 @@ def through_codec(job: tuple[int, int]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "video.mp4"
         motion.write_video(path, motion.render_video(label, seed, size=SIZE))
-        decoder = VideoDecoder(path, seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1)
-        start = (len(decoder) - motion.PERIOD) // 2
-        return decoder.get_frames_in_range(start, start + motion.PERIOD).data.numpy()
+        return read_frames(path, motion.PERIOD)[0].numpy()
 
 
 def _cached(name: str, jobs: list[tuple[int, int]], workers: int) -> tuple[torch.Tensor, torch.Tensor]:

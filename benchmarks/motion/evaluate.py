@@ -1,7 +1,7 @@
 """Evaluates sifa_tiny on held-out videos of the motion task, through a codec; prints what RESULTS.md states.
 
-python benchmarks/motion/evaluate.py build/motion/sifa_tiny.safetensors --control
-build/motion/control.safetensors
+    python benchmarks/motion/evaluate.py build/motion/sifa_tiny.safetensors \\
+        --control build/motion/control.safetensors
 """
 
 from __future__ import annotations

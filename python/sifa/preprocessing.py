@@ -51,8 +51,7 @@ class ClipPreprocessing(nn.Module):
 
     Raises:
         ValueError: a setting is out of range; in forward (`torch.jit.Error` when scripted): the frames have
-        another
-            type, rank or channel count, or no pixels.
+            another type, rank or channel count, or no pixels.
     """
 
     mean: Tensor
