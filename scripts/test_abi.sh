@@ -40,6 +40,5 @@ PYTHON
   [[ $(sha256sum <"$loaded") == "$built" ]] ||
     { echo "SIFA: $loaded is not the libsifa_ops.so of ${wheel[0]}" >&2 && exit 1; }
   echo "==> torch $version loaded $loaded, sha256 ${built%% *}: the file of the wheel"
-  # Away from the checkout's settings for coverage and warnings; -m pytest would put the checkout on the path.
   "$venv/bin/pytest" -q -m "not slow" "${tests[@]}"
 done

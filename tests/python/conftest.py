@@ -1,7 +1,7 @@
 """Fixtures that the Python tests share: a fixed seed, the devices, inputs of the operator, large offsets."""
 
+import lively
 import pytest
-import sifa
 import torch
 import torch._dynamo
 
@@ -65,29 +65,12 @@ def make_inputs():
 
 @pytest.fixture
 def randomize_offsets():
-    """Return ``randomize(module, sigma, *inputs)``: offsets of standard deviation ``sigma`` pixels.
+    """Return :func:`lively.randomize_offsets`."""
+    return lively.randomize_offsets
 
-    A new SIFA layer has no offsets, so a test with it proves nothing about deformation. ``module(*inputs)``
-    is run once; each layer's ``conv_offset`` is scaled when the layers before it are already done.
-    """
 
-    def randomize(module, sigma, *inputs):
-        layers = [layer for layer in module.modules() if isinstance(layer, sifa.SIFA)]
-        convolutions = [layer.conv_offset for layer in layers if layer.conv_offset is not None]
-        assert convolutions, "the module has no SIFA layer with a conv_offset"
-
-        def calibrate(convolution, _, offset):
-            factor = sigma / offset.float().std()
-            convolution.weight.data *= factor
-            return offset * factor
-
-        with torch.no_grad():
-            for convolution in convolutions:
-                torch.nn.init.normal_(convolution.weight)
-            hooks = [convolution.register_forward_hook(calibrate) for convolution in convolutions]
-            module(*inputs)
-            for hook in hooks:
-                hook.remove()
-        return module
-
-    return randomize
+@pytest.fixture(scope="session")
+def runtime_module():
+    """The Python module of the C++ runtime; without it the test is skipped."""
+    reason = "sifa.runtime is not built (cmake.define.SIFA_RUNTIME=ON builds it)"
+    return pytest.importorskip("sifa.runtime", reason=reason)

@@ -1,4 +1,4 @@
-"""A model for tests of equality: nothing in it is zero, saturated or indifferent to its input.
+"""Modules and models for tests of equality: nothing in them is zero, saturated or indifferent to its input.
 
 Offsets start at zero, and a random network's probabilities are 0 and 1: comparing two engines on such a
 model proves nothing. Here offsets have a standard deviation of 2 pixels and logits one of 1.5.
@@ -20,32 +20,55 @@ def moving_blocks(num_frames, count=6, size=112):
     return torch.stack(clips).to(torch.uint8)
 
 
-def lively_model(name="sifa_tiny", seed=0, **settings):
-    """A model in eval mode: random weights, calibrated batch norms, large offsets, spread probabilities."""
-    torch.manual_seed(seed)
-    model = sifa.create_model(name, **settings)
+def lively_model(name="sifa_tiny", clips=None, **settings):
+    """A model in eval mode: random weights, calibrated batch norms, large offsets, spread probabilities.
+
+    The last norm of a residual branch starts at 0 and is opened. Norms are calibrated to the clips (by
+    default moving blocks): in an untrained network the aggregate, cubic in the features, would otherwise
+    grow from block to block beyond any number.
+    """
+    torch.manual_seed(0)
+    model = sifa.create_model(name, **settings).train()
     with torch.no_grad():
-        clips = FrameClassifier(model).preprocessing(moving_blocks(model.num_frames))
-        for module in model.modules():
-            if isinstance(module, sifa.SIFA):
-                enlarge_offsets(model, module, clips)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None
-        model.train()(clips)
+        if clips is None:
+            clips = FrameClassifier(model).preprocessing(moving_blocks(model.num_frames))
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            torch.nn.init.ones_(norm.weight)
+        randomize_offsets(model, 2.0, clips)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the statistics become those of all the clips seen since the reset
+        model(clips)
         logits = model.eval()(clips)
         model.head.weight /= logits.std() / 1.5
         model.head.bias -= model(clips).mean(0)
     return model
 
 
-def enlarge_offsets(model, layer, clips, pixels=2.0):
-    """Give one SIFA layer random offsets of the given standard deviation."""
-    torch.nn.init.normal_(layer.conv_offset.weight)
-    spread = offsets(model.train(), clips)[layer].std()
-    layer.conv_offset.weight /= spread / pixels
-    model.eval()
+def randomize_offsets(module, sigma, *inputs):
+    """Gives every SIFA layer in a module offsets of standard deviation ``sigma`` pixels; returns the module.
+
+    A new layer has none, so a test with it proves nothing about deformation. ``module(*inputs)`` is run once;
+    each layer's ``conv_offset`` is scaled when the layers before it are already done.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, sifa.SIFA)]
+    convolutions = [layer.conv_offset for layer in layers if layer.conv_offset is not None]
+    assert convolutions, "the module has no SIFA layer with a conv_offset"
+
+    def calibrate(convolution, _, offset):
+        factor = sigma / offset.float().std()
+        convolution.weight.data *= factor
+        return offset * factor
+
+    with torch.no_grad():
+        for convolution in convolutions:
+            torch.nn.init.normal_(convolution.weight)
+        hooks = [convolution.register_forward_hook(calibrate) for convolution in convolutions]
+        module(*inputs)
+        for hook in hooks:
+            hook.remove()
+    return module
 
 
 def offsets(model, clips):

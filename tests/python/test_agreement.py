@@ -16,7 +16,6 @@ from sifa.data.motion import render_clip, write_video
 from sifa.data.video import read_frames
 from sifa.demo import find_sifa_run
 
-NOT_BUILT = "sifa.runtime is not built (cmake.define.SIFA_RUNTIME=ON builds it)"
 VIDEOS = Path(__file__).parents[2].parent / "shared" / "videos"
 REAL = (
     "arm_wrestling.mp4",
@@ -47,18 +46,14 @@ def path(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runtime(path):
+def runtime(runtime_module, path):
     """The C++ runtime's classifier, in this process."""
-    module = pytest.importorskip(
-        "sifa.runtime", reason="sifa.runtime is not built (SIFA_RUNTIME=ON builds it)"
-    )
-    return module.Classifier(path)
+    return runtime_module.Classifier(path)
 
 
 @pytest.fixture(scope="module")
-def sifa_run(path):
+def sifa_run(runtime_module, path):
     """Runs the C++ program on a video: its JSON, and the probabilities in the order of the classes."""
-    pytest.importorskip("sifa.runtime", reason=NOT_BUILT)
     program = find_sifa_run()
 
     def run(video):

@@ -10,7 +10,6 @@ from sifa import cli, demo
 from sifa.artifact import read_metadata
 from sifa.data.motion import LABELS
 
-NOT_BUILT = "sifa.runtime is not built (cmake.define.SIFA_RUNTIME=ON builds it)"
 RESULT = {
     "video": "folder/motion.mp4",
     "truth": "grow-then-shrink",
@@ -27,8 +26,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answer(folder):
-    pytest.importorskip("sifa.runtime", reason=NOT_BUILT)
+def answer(runtime_module, folder):
     return demo.run_demo(folder)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import sifa
 import torch
+from lively import lively_model
 from safetensors.torch import save_file
 from sifa.insertion import InsertedSIFA
 from sifa.models import VideoClassifier, model_card
@@ -32,30 +33,8 @@ def inserted(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, InsertedSIFA)]
 
 
-@pytest.fixture
-def lively(randomize_offsets):
-    """Returns a function that creates a model in which every path counts and whose offsets have 1.5 pixels.
-
-    The last norm of a residual branch starts at 0 and is opened. Norms are calibrated to the clips: in an
-    untrained network the aggregate, cubic in the features, would otherwise grow from block to block
-    beyond any number.
-    """
-
-    def create(name: str) -> VideoClassifier:
-        model = small(name).train()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.ones_(module.weight)
-                module.momentum = None  # the statistics become those of all the clips seen since the reset
-        model.dropout.eval()
-        randomize_offsets(model, 1.5, clips())
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-        model(clips())
-        return model.eval()
-
-    return create
+def lively(name: str) -> VideoClassifier:
+    return lively_model(name, clips(), num_classes=5, num_frames=FRAMES)
 
 
 @pytest.fixture(
@@ -64,7 +43,7 @@ def lively(randomize_offsets):
         for name in sifa.list_models()
     ]
 )
-def model(request, lively):
+def model(request):
     """Every registered model, made lively."""
     return lively(request.param)
 
@@ -82,7 +61,7 @@ def test_script_freeze_and_export_equal_eager(model):
 
 
 @pytest.mark.parametrize("name", ["sifa_tiny", pytest.param("sifa_resnet18", marks=pytest.mark.slow)])
-def test_compile_equals_eager(name, lively):
+def test_compile_equals_eager(name):
     model, inputs = lively(name).double(), clips().double()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True)

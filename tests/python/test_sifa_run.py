@@ -17,16 +17,9 @@ import sifa
 import torch
 from make_runtime_data import LABELS, make_data, pattern
 from sifa.artifact import load_artifact
+from sifa.demo import find_sifa_run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "cpp" / "examples" / "classify"
-
-
-def _find_program() -> Path:
-    # In the environment, or where `cmake --install --prefix python` puts it.
-    beside = [Path(sys.executable).parent, *(Path(entry).parent / "bin" for entry in sifa.__path__)]
-    found = [folder / "sifa-run" for folder in beside if (folder / "sifa-run").is_file()]
-    assert found, f"sifa-run is in none of {', '.join(map(str, beside))}: make build"
-    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def sifa_run(
         key: value for key, value in os.environ.items() if not key.startswith(("LD_", "PYTHON", "SIFA_"))
     }
     return subprocess.run(
-        [str(program or _find_program()), *map(str, arguments)],
+        [str(program or find_sifa_run()), *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**inherited, **environment},
@@ -107,7 +100,7 @@ def test_unusual_names(data: Path, tmp_path: Path) -> None:
     video = tmp_path / "http:clip%02d.mkv"
     shutil.copy(data / "clip.mkv", video)
     result = subprocess.run(
-        [_find_program(), data / "model.pt", video.name, "--json"],
+        [find_sifa_run(), data / "model.pt", video.name, "--json"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -115,7 +108,7 @@ def test_unusual_names(data: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["video"] == video.name
     odd = os.fsencode(tmp_path) + b"/clip\xff.mkv"
     shutil.copy(data / "clip.mkv", odd)
-    result = subprocess.run([_find_program(), data / "model.pt", odd, "--json"], capture_output=True)
+    result = subprocess.run([find_sifa_run(), data / "model.pt", odd, "--json"], capture_output=True)
     assert json.loads(result.stdout)["video"].endswith("clip\N{REPLACEMENT CHARACTER}.mkv")
 
 
@@ -225,7 +218,7 @@ def test_what_lies_beside_the_runtime_is_found_or_named(data: Path, tmp_path: Pa
     libraries = tmp_path / "sifa" / "lib"
     libraries.mkdir(parents=True)
     (tmp_path / "bin").mkdir()
-    program = Path(shutil.copy(_find_program(), tmp_path / "bin"))
+    program = Path(shutil.copy(find_sifa_run(), tmp_path / "bin"))
     source = next(
         Path(entry) / "lib"
         for entry in sifa.__path__
@@ -250,7 +243,7 @@ def test_what_lies_beside_the_runtime_is_found_or_named(data: Path, tmp_path: Pa
 def test_full_output_device(data: Path) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [_find_program(), data / "model.pt", data / "clip.mkv"],
+            [find_sifa_run(), data / "model.pt", data / "clip.mkv"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
