@@ -1,6 +1,5 @@
 // The zip format as far as torch writes it: stored and deflated entries under one top folder, zip64 where
-// needed. Field offsets are those of PKWARE's APPNOTE, sections 4.3.7 (local header) to 4.3.16 (end of
-// central directory).
+// needed. Field offsets are those of PKWARE's APPNOTE, 4.3.7 (local header) to 4.3.16 (end of directory).
 #include "archive.h"
 
 #include <zlib.h>

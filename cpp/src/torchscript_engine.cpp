@@ -15,8 +15,7 @@
 namespace sifa {
 namespace {
 
-// What went wrong, in one line. The TorchScript interpreter says that behind its traceback, whose source is
-// indented.
+// What went wrong, in one line. The interpreter says it behind a traceback, whose source is indented.
 std::string reason_of(const std::string& message) {
   if (message.rfind("The following operation failed in the TorchScript interpreter", 0) == 0) {
     constexpr std::size_t kNone = std::string::npos;

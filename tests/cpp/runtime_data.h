@@ -1,5 +1,4 @@
-// What the tests of the runtime share: the data that tests/python/make_runtime_data.py made, and errors as
-// values.
+// What the tests of the runtime share: the data of tests/python/make_runtime_data.py, and errors as values.
 //
 // The environment names the data: SIFA_TEST_DATA (that script's folder) and SIFA_TEST_GOLDEN (tests/data).
 #pragma once

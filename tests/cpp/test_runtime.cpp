@@ -1,5 +1,4 @@
-// The C++ runtime on models and videos that tests/python/make_runtime_data.py made: good ones, and every bad
-// one.
+// The C++ runtime on the models and videos of tests/python/make_runtime_data.py, good ones and bad ones.
 #include <atomic>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -47,8 +46,7 @@ sifa::Frames frames_of(const std::vector<std::uint8_t>& values, int clips = 1) {
   return {values.data(), clips, kFrames, kHeight, kWidth};
 }
 
-// First in the file, so that the operator library is loaded by threads that compete for it: twice would
-// crash.
+// First in the file, so that threads compete to load the operator library: twice would crash.
 TEST(Concurrency, InstancesOfSeveralThreads) {
   const std::vector<std::uint8_t> values = pattern(3, kFrames, kHeight, kWidth);
   std::vector<std::vector<float>> results(4);

@@ -68,8 +68,7 @@ TEST(Damage, TruncatedAtEveryLength) {
   }
 }
 
-// torch.jit.save itself writes zip64 end records; in the other file every number of the directory is in a
-// zip64 extra field.
+// torch.jit.save itself writes zip64 end records; the other file has all its numbers in zip64 extra fields.
 TEST(Archive, Zip64) {
   for (const char* name : {"jit_save.pt", "zip64.pt"}) {
     EXPECT_NE(contents(data(name)).find("PK\x06\x06"), std::string::npos) << name;
