@@ -13,7 +13,7 @@ import clips as motion_clips
 import sifa
 import torch
 from sifa.data import motion
-from sifa.insertion import InsertedSIFA
+from sifa.insertion import Insertion
 from torch import Tensor, nn
 from train import normalise
 
@@ -30,13 +30,13 @@ def mean_offsets(model: nn.Module, clips: Tensor) -> dict[str, float]:
     lengths: dict[str, list[Tensor]] = {}
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, InsertedSIFA):
+        if isinstance(module, Insertion):
 
             def record(block: nn.Module, args: tuple[Tensor], name: str = name) -> None:
                 offset = block.offset(args[0])
                 lengths.setdefault(name, []).append(offset.unflatten(1, (-1, 2)).norm(dim=2).mean())
 
-            hooks.append(module.sifa.register_forward_pre_hook(record))
+            hooks.append(module.inserted.register_forward_pre_hook(record))
     predict(model, clips)
     for hook in hooks:
         hook.remove()
@@ -46,16 +46,16 @@ def mean_offsets(model: nn.Module, clips: Tensor) -> dict[str, float]:
 def without_offsets(model: nn.Module) -> nn.Module:
     """Sets every offset to 0, in place: the taps lie on the regular grid."""
     for module in model.modules():
-        if isinstance(module, InsertedSIFA):
-            nn.init.zeros_(module.sifa.conv_offset.weight)
+        if isinstance(module, Insertion):
+            nn.init.zeros_(module.inserted.conv_offset.weight)
     return model
 
 
 def without_aggregate(model: nn.Module) -> nn.Module:
     """Sets every aggregate A to 0, in place: SIFA's output Y = f + A becomes f."""
     for module in model.modules():
-        if isinstance(module, InsertedSIFA):
-            module.sifa = nn.Identity()
+        if isinstance(module, Insertion):
+            module.inserted = nn.Identity()
     return model
 
 

@@ -14,16 +14,21 @@ from .ops import inter_frame_attention
 
 if TYPE_CHECKING:
     from .insertion import insert
-    from .models import create_model, list_models
+    from .models import create_model, from_pretrained, list_models
 
-__all__ = ["SIFA", "create_model", "insert", "inter_frame_attention", "list_models"]
+__all__ = ["SIFA", "create_model", "from_pretrained", "insert", "inter_frame_attention", "list_models"]
 
 try:
     __version__ = version("sifa")
 except PackageNotFoundError:  # a checkout on PYTHONPATH that was never installed
     __version__ = "0+unknown"
 
-_LAZY = {"create_model": ".models", "insert": ".insertion", "list_models": ".models"}
+_LAZY = {
+    "create_model": ".models",
+    "from_pretrained": ".models",
+    "insert": ".insertion",
+    "list_models": ".models",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -95,9 +95,12 @@ def info(
     what: Annotated[
         str, typer.Argument(metavar="FILE|MODEL", help="An exported file, or the name of a model.")
     ],
+    num_frames: Annotated[
+        int | None, typer.Option(help="Count the multiply-adds of a MODEL for clips of this many frames.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the metadata of an exported file, or the card of a model."""
+    """Print the metadata of an exported file, or the card of a model: its size, its cost, its options."""
     from .models import list_models
 
     if Path(what).is_file():
@@ -106,6 +109,8 @@ def info(
         facts = read_metadata(what)
     elif what in list_models():
         facts = _card(what)
+        if num_frames is not None:
+            facts |= {"num_frames": num_frames, **_counted(what, num_frames)}
     else:
         raise FileNotFoundError(
             f"there is no file {what}, and no model of that name: {', '.join(list_models())}"
@@ -131,12 +136,14 @@ def models(as_json: AsJson = False) -> None:
         print(json.dumps(cards, indent=1))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", "parameters", "clip", "weights", "summary"):
+    for heading in ("model", "parameters", "multiply-adds", "clip", "weights", "summary"):
         table.add_column(heading, no_wrap=heading != "summary")
     for card in cards:
         clip = " x ".join(map(str, (card["num_frames"], *card["input_size"])))
         parameters = f"{card['parameters'] / 1e6:.1f} M"
-        table.add_row(card["name"], parameters, clip, ", ".join(card["weights"]) or "-", card["summary"])
+        cost = f"{card['multiply_adds'] / 1e9:.1f} G"
+        weights = ", ".join(card["weights"]) or "-"
+        table.add_row(card["name"], parameters, cost, clip, weights, card["summary"])
     _print(table)
 
 
@@ -179,19 +186,23 @@ def demo(
 
 
 def _card(name: str) -> dict[str, Any]:
-    """The card of a model as JSON-able facts, its number of parameters among them."""
-    import torch
-
-    from .models import create_model, model_card
+    """The card of a model as JSON-able facts."""
+    from .models import model_card
 
     card = model_card(name)
     facts = {
         field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "build"
     }
+    return {**facts, "streaming": dict(card.streaming), "weights": list(card.weights)}
+
+
+def _counted(name: str, num_frames: int) -> dict[str, int]:
+    import torch
+
+    from .models import complexity, create_model
+
     with torch.device("meta"):
-        facts["parameters"] = sum(parameter.numel() for parameter in create_model(name).parameters())
-    facts["weights"] = list(card.weights)
-    return facts
+        return dataclasses.asdict(complexity(create_model(name, num_frames=num_frames)))
 
 
 def _shown(key: str, value: Any) -> str:
@@ -206,6 +217,8 @@ def _shown(key: str, value: Any) -> str:
         return ", ".join(f"{name} {_shown('', entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return " x ".join(map(str, value)) if key == "input_size" else ", ".join(map(str, value)) or "-"
+    if key.endswith("multiply_adds"):
+        return f"{value / 1e9:.2f} G"
     return f"{value:,}" if key == "parameters" else str(value)
 
 

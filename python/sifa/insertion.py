@@ -1,15 +1,15 @@
-"""Insertion of SIFA at named places of an image backbone.
+"""Insertion of SIFA, and of other modules of clips, at named places of an image backbone.
 
 The backbone runs on the frames of clips, folded into its batch, and keeps its own forward: the module at
-each place is replaced by a wrapper that shows its input (or its output) to a :class:`sifa.SIFA` as a clip,
-without a copy where the layout allows it.
+each place is replaced by a wrapper that shows its input (or its output) to a module of clips, such as
+:class:`sifa.SIFA`, without a copy where the layout allows it.
 """
 
 import difflib
 import fnmatch
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,17 +20,17 @@ from .modules import SIFA
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 
-class InsertedSIFA(nn.Module):
-    """A backbone's module with SIFA before or after it; called as the module is.
+class Insertion(nn.Module):
+    """A backbone's module with a module of clips before or after it; called as the first is.
 
     Features are folded, (N * num_steps, C, H, W), (N * num_steps, H, W, C) or tokens (N * num_steps,
     prefix_tokens + H * W, C): see ``layout``. Called with anything else it raises ValueError.
 
     Args:
         module: the backbone's module.
-        sifa: called with a view (N, C, num_steps, H, W) of the folded features.
+        inserted: called with a view (N, C, num_steps, H, W) of the folded features; keeps their shape.
         num_steps: consecutive entries of the batch that form one clip.
-        before: whether SIFA sees the module's input rather than its output.
+        before: whether ``inserted`` sees the module's input rather than its output.
         layout: of the folded features, "NCHW", "NHWC" or "NLC" (tokens).
         prefix_tokens: leading tokens of "NLC" that belong to no pixel and pass untouched.
         grid: height and width of the token grid of "NLC"; other token counts are laid out with its aspect
@@ -43,7 +43,7 @@ class InsertedSIFA(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        sifa: SIFA,
+        inserted: nn.Module,
         num_steps: int,
         before: bool,
         layout: str,
@@ -52,7 +52,7 @@ class InsertedSIFA(nn.Module):
     ) -> None:
         super().__init__()
         self.module = module
-        self.sifa = sifa
+        self.inserted = inserted
         self.num_steps = num_steps
         self.before = before
         self.layout = layout
@@ -60,13 +60,13 @@ class InsertedSIFA(nn.Module):
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run SIFA and the module in their order."""
+        """Run both modules in their order."""
         if self.before:
-            return self.module(self.attend(x))
-        return self.attend(self.module(x))
+            return self.module(self.on_clips(x))
+        return self.on_clips(self.module(x))
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Run SIFA on folded features (see the class); the result has their shape.
+    def on_clips(self, x: Tensor) -> Tensor:
+        """Run ``inserted`` on folded features (see the class); the result has their shape.
 
         Raises:
             ValueError: another rank, a batch that ``num_steps`` does not divide, or a number of tokens that
@@ -75,31 +75,33 @@ class InsertedSIFA(nn.Module):
         rank = 3 if self.layout == "NLC" else 4
         if x.dim() != rank:
             raise ValueError(
-                f"SIFA was inserted for {self.layout} features of rank {rank}, got {list(x.shape)}"
+                f"insertion: expected {self.layout} features of rank {rank}, got {list(x.shape)}"
             )
         steps = self.num_steps
         if x.shape[0] % steps != 0:
             raise ValueError(
-                f"SIFA was inserted for clips of {steps} steps folded into the batch, got a batch of "
+                f"insertion: expected clips of {steps} steps folded into the batch, got a batch of "
                 f"{x.shape[0]}; feed whole clips, or set another number with sifa.insertion.set_num_steps"
             )
         clips = x.shape[0] // steps
         if self.layout == "NCHW":
             clip = x.view(clips, steps, x.shape[1], x.shape[2], x.shape[3]).permute(0, 2, 1, 3, 4)
-            return self.sifa(clip).permute(0, 2, 1, 3, 4).flatten(0, 1)
+            return self.inserted(clip).permute(0, 2, 1, 3, 4).flatten(0, 1)
         if self.layout == "NHWC":
             clip = x.view(clips, steps, x.shape[1], x.shape[2], x.shape[3]).permute(0, 4, 1, 2, 3)
-            return self.sifa(clip).permute(0, 2, 3, 4, 1).flatten(0, 1)
+            return self.inserted(clip).permute(0, 2, 3, 4, 1).flatten(0, 1)
         tokens = x.shape[1] - self.prefix_tokens
         height = int(math.sqrt(tokens * self.grid[0] / self.grid[1]) + 0.5)
         width = int(math.sqrt(tokens * self.grid[1] / self.grid[0]) + 0.5)
         if height * width != tokens:
             raise ValueError(
-                f"SIFA was inserted for a token grid shaped like {self.grid[0]}x{self.grid[1]}, "
+                f"insertion: expected a token grid shaped like {self.grid[0]}x{self.grid[1]}, "
                 f"which {tokens} tokens (after {self.prefix_tokens} prefix tokens) do not fill"
             )
         pixels = x[:, self.prefix_tokens :].reshape(clips, steps, height, width, x.shape[2])
-        attended = self.sifa(pixels.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+        attended = (
+            self.inserted(pixels.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+        )
         if self.prefix_tokens == 0:
             return attended
         return torch.cat([x[:, : self.prefix_tokens], attended], 1)
@@ -108,8 +110,8 @@ class InsertedSIFA(nn.Module):
         return f"num_steps={self.num_steps}, before={self.before}, layout={self.layout!r}"
 
 
-class InsertedSIFAWithArguments(InsertedSIFA):
-    """:class:`InsertedSIFA` around a module that takes further arguments, which are forwarded to it.
+class InsertionWithArguments(Insertion):
+    """:class:`Insertion` around a module that takes further arguments, which are forwarded to it.
 
     TorchScript knows no ``*args``: scripted, the module is called with its first argument only.
     ``torch.jit.script`` puts the scripted form into the model that it is given too: to go on with the eager
@@ -117,14 +119,20 @@ class InsertedSIFAWithArguments(InsertedSIFA):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run SIFA on ``x`` (or on the output) and the module with all the arguments."""
+        """Run ``inserted`` on ``x`` (or on the output) and the module with all the arguments."""
         if self.before:
-            return self.module(self.attend(x), *args, **kwargs)
-        return self.attend(self.module(x, *args, **kwargs))
+            return self.module(self.on_clips(x), *args, **kwargs)
+        return self.on_clips(self.module(x, *args, **kwargs))
 
-    def __prepare_scriptable__(self) -> InsertedSIFA:
-        scriptable = InsertedSIFA(
-            self.module, self.sifa, self.num_steps, self.before, self.layout, self.prefix_tokens, self.grid
+    def __prepare_scriptable__(self) -> Insertion:
+        scriptable = Insertion(
+            self.module,
+            self.inserted,
+            self.num_steps,
+            self.before,
+            self.layout,
+            self.prefix_tokens,
+            self.grid,
         )
         scriptable.training = self.training  # not train(), which would change the shared modules too
         return scriptable
@@ -170,6 +178,33 @@ def insert(
 
     Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022.
     """
+    return insert_module(
+        backbone,
+        where,
+        num_steps,
+        lambda channels: SIFA(channels, **sifa_config),
+        position,
+        layout,
+        example=example,
+    )
+
+
+def insert_module(
+    backbone: nn.Module,
+    where: str | Sequence[str],
+    num_steps: int,
+    make: Callable[[int], nn.Module],
+    position: str = "before",
+    layout: str = "auto",
+    *,
+    example: Tensor | None = None,
+) -> nn.Module:
+    """Insert modules of clips into an image backbone: :func:`insert` for any of them.
+
+    Args:
+        make: returns a module from (N, C, num_steps, H, W) to the same shape, given C.
+        backbone, where, num_steps, position, layout, example: see :func:`insert`.
+    """
     if position not in ("before", "after"):
         raise ValueError(f'insert: position must be "before" or "after", got {position!r}')
     if layout not in (*LAYOUTS, "auto"):
@@ -193,10 +228,10 @@ def insert(
         channels = found.shape[1] if there == "NCHW" else found.shape[-1]
         prefix_tokens, grid = _token_grid(backbone, found, place) if there == "NLC" else (0, (1, 1))
         module = backbone.get_submodule(name)
-        sifa = SIFA(channels, **sifa_config).to(found.device, found.dtype)
-        wrapper = InsertedSIFAWithArguments if _takes_further_arguments(module) else InsertedSIFA
+        module_of_clips = make(channels).to(found.device, found.dtype).train(module.training)
+        wrapper = InsertionWithArguments if _takes_further_arguments(module) else Insertion
         inserted = wrapper(
-            module, sifa.train(module.training), num_steps, position == "before", there, prefix_tokens, grid
+            module, module_of_clips, num_steps, position == "before", there, prefix_tokens, grid
         )
         inserted.training = module.training  # not train(), which would change the module's parts too
         insertions[name] = inserted
@@ -208,10 +243,10 @@ def insert(
 
 
 def set_num_steps(backbone: nn.Module, num_steps: int) -> None:
-    """Change the number of steps per clip of every inserted SIFA. Raises ValueError if it is below 1."""
+    """Change the number of steps per clip of every insertion. Raises ValueError if it is below 1."""
     _check_num_steps(num_steps)
     for module in backbone.modules():
-        if isinstance(module, InsertedSIFA):
+        if isinstance(module, Insertion):
             module.num_steps = num_steps
 
 
@@ -222,9 +257,7 @@ def _check_num_steps(num_steps: int) -> None:
 
 def _matching_names(backbone: nn.Module, where: list[str]) -> list[str]:
     """Names of modules that match any entry, in the backbone's order, less what is wrapped already."""
-    wrapped = tuple(
-        f"{name}." for name, module in backbone.named_modules() if isinstance(module, InsertedSIFA)
-    )
+    wrapped = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, Insertion))
     names = [name for name, _ in backbone.named_modules() if name and not name.startswith(wrapped)]
     if not where:
         raise ValueError("insert: where must name at least one module, got none")

@@ -1,4 +1,4 @@
-"""The SIFA block: a clip's features attend to the adjacent frame at offsets learned from the motion."""
+"""Modules of clips: the SIFA block, and what stands beside it in the published networks."""
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,13 @@ class SIFA(nn.Module):
         residual: add the input to the aggregate.
         residual_saliency: add the neighbour to the saliency, as the released code does.
         offset_from: what ``conv_offset`` sees: ``"saliency"`` is sigmoid(f_n − f_t) ⊙ f_n (the paper),
-            ``"memory"`` is f_n, ``"difference"`` is f_n − f_t; ``"none"`` has no ``conv_offset`` and keeps
-            the regular grid.
+            ``"memory"`` is f_n, ``"difference"`` is f_n − f_t; ``"clip"`` is all of the clip, through a 3-D
+            convolution that looks one frame ahead and back; ``"none"`` has no ``conv_offset`` and keeps the
+            regular grid.
 
     Attributes:
-        conv_offset: the bias-free 3×3 convolution from C to 2k² channels, (Δy, Δx) per tap, in pixels; None
-            with ``offset_from="none"``.
+        conv_offset: the bias-free 3×3 (``"clip"``: 3×3×3) convolution from C to 2k² channels, (Δy, Δx) per
+            tap, in pixels; None with ``offset_from="none"``.
 
     A channels-last input is read in place; the output is ``torch.channels_last_3d``. Scriptable, compilable
     and exportable.
@@ -69,9 +70,9 @@ class SIFA(nn.Module):
             ),
             (edge in ("clamp", "skip"), "edge", '"clamp" or "skip"', repr(edge)),
             (
-                offset_from in ("saliency", "memory", "difference", "none"),
+                offset_from in ("saliency", "memory", "difference", "clip", "none"),
                 "offset_from",
-                '"saliency", "memory", "difference" or "none"',
+                '"saliency", "memory", "difference", "clip" or "none"',
                 repr(offset_from),
             ),
             (
@@ -93,9 +94,10 @@ class SIFA(nn.Module):
         self.residual = residual
         self.residual_saliency = residual_saliency
         self.offset_from = offset_from
-        self.conv_offset: nn.Conv2d | None = None
+        self.conv_offset: nn.Conv2d | nn.Conv3d | None = None
         if offset_from != "none":
-            self.conv_offset = nn.Conv2d(channels, 2 * kernel_size**2, 3, padding=1, bias=False)
+            convolution = nn.Conv3d if offset_from == "clip" else nn.Conv2d
+            self.conv_offset = convolution(channels, 2 * kernel_size**2, 3, padding=1, bias=False)
             nn.init.zeros_(self.conv_offset.weight)
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -126,6 +128,8 @@ class SIFA(nn.Module):
         taps = 2 * self.kernel_size * self.kernel_size
         if self.conv_offset is None:
             return clip.new_zeros([1]).expand(batch, taps, steps, height, width)
+        if self.offset_from == "clip":
+            return self.conv_offset(clip)
         # Picked and folded into the batch as (N, T, H, W, C): the frames never leave channels-last.
         index = (torch.arange(steps, device=clip.device) + self.frame_shift).clamp(0, steps - 1)
         pixels = clip.permute(0, 2, 3, 4, 1)
@@ -148,3 +152,67 @@ class SIFA(nn.Module):
             f"softmax={self.softmax}, residual={self.residual}, "
             f"residual_saliency={self.residual_saliency}, offset_from={self.offset_from!r}"
         )
+
+
+class GlobalContext(nn.Module):
+    """Add to every pixel what two linear layers make of the mean feature: (N, C, T, H, W) to the same shape.
+
+    ``x + fc2(relu(fc1(mean of x)))``, of the even blocks of SIFA-Net.
+
+    Args:
+        channels: C; the hidden layer has ``channels // 16``.
+        over: ``"clip"`` takes the mean over T, H and W, as published; ``"frame"`` over H and W, so that no
+            step depends on another.
+
+    Raises:
+        ValueError: ``over`` is neither.
+
+    Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022, released code.
+    """
+
+    def __init__(self, channels: int, over: str = "clip") -> None:
+        super().__init__()
+        if over not in ("clip", "frame"):
+            raise ValueError(f'global_context must be "clip", "frame" or None, got {over!r}')
+        self.over_time = over == "clip"
+        self.fc1 = nn.Linear(channels, channels // 16)
+        self.fc2 = nn.Linear(channels // 16, channels)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Add the context to ``clip`` (N, C, T, H, W)."""
+        mean = clip.mean([3, 4])  # (N, C, T)
+        if self.over_time:
+            mean = mean.mean(2, keepdim=True)
+        context = self.fc2(torch.relu(self.fc1(mean.transpose(1, 2))))
+        return clip + context.transpose(1, 2)[..., None, None]
+
+    def extra_repr(self) -> str:
+        return f"over_time={self.over_time}"
+
+
+class TemporalConvolution(nn.Module):
+    """Add a convolution over three steps, zero-initialised: (N, C, T, H, W) to the same shape.
+
+    Args:
+        channels: C. The convolution has 3 C² weights and C biases, and pads with zero frames.
+
+    Source: the released code of SIFA-Transformer, odd blocks.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 3, padding=1)
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Add the convolution of ``clip`` (N, C, T, H, W) to it."""
+        # A matrix product per pixel and tap: in channels-last memory nothing is transposed for it.
+        steps = clip.permute(0, 2, 3, 4, 1)
+        before, here, after = self.conv.weight.unbind(2)
+        mixed = nn.functional.linear(steps, here, self.conv.bias)
+        from_before = nn.functional.linear(steps[:, :-1], before)
+        from_after = nn.functional.linear(steps[:, 1:], after)
+        nothing = torch.zeros_like(mixed[:, :1])
+        mixed = mixed + torch.cat([nothing, from_before], 1) + torch.cat([from_after, nothing], 1)
+        return clip + mixed.permute(0, 4, 1, 2, 3)

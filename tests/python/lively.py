@@ -20,29 +20,48 @@ def moving_blocks(num_frames, count=6, size=112):
     return torch.stack(clips).to(torch.uint8)
 
 
-def lively_model(name="sifa_tiny", clips=None, **settings):
+def lively_model(name="sifa_tiny", clips=None, opening=1.0, **settings):
     """A model in eval mode: random weights, calibrated batch norms, large offsets, spread probabilities.
 
     The last norm of a residual branch starts at 0 and is opened. Norms are calibrated to the clips (by
     default moving blocks): in an untrained network the aggregate, cubic in the features, would otherwise
-    grow from block to block beyond any number.
+    grow from block to block beyond any number. With an ``opening`` (the norms' weights) below 1, rounding
+    errors grow less.
     """
     torch.manual_seed(0)
-    model = sifa.create_model(name, **settings).train()
+    model = sifa.create_model(name, **settings)
+    if clips is None:
+        clips = FrameClassifier(model).preprocessing(
+            moving_blocks(model.num_frames, size=model.input_size[0])
+        )
+    return enliven(model, clips, opening)
+
+
+def enliven(model, clips, opening=1.0):
+    """What :func:`lively_model` does to a classifier; in place."""
+    model.train()
     with torch.no_grad():
-        if clips is None:
-            clips = FrameClassifier(model).preprocessing(moving_blocks(model.num_frames))
+        # Transformers and ConvNeXt start with branches of next to nothing.
+        for module in model.backbone.modules():
+            if (
+                isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and module.bias is not None
+            ):  # no norm follows
+                torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if getattr(module, "gamma", None) is not None:
+                torch.nn.init.ones_(module.gamma)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         for norm in norms:
-            torch.nn.init.ones_(norm.weight)
+            torch.nn.init.constant_(norm.weight, opening)
         randomize_offsets(model, 2.0, clips)
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the statistics become those of all the clips seen since the reset
         model(clips)
-        logits = model.eval()(clips)
-        model.head.weight /= logits.std() / 1.5
-        model.head.bias -= model(clips).mean(0)
+        model.eval()
+        for index, head in enumerate((model.head, model.head_dual)):
+            if head is not None:
+                head.weight /= model.forward_heads(clips)[:, index].std() / 1.5
+                head.bias -= model.forward_heads(clips)[:, index].mean(0)
     return model
 
 

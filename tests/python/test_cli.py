@@ -123,7 +123,10 @@ def test_version_and_help(run):
             "multiple of 4, got 7",
         ),
         (["export", "sifa_tiny", "-o", "no/m.pt", "--random-weights"], "there is no folder no"),
-        (["info", "missing.pt"], "there is no file missing.pt, and no model of that name: sifa_resnet18, "),
+        (
+            ["info", "missing.pt"],
+            "there is no file missing.pt, and no model of that name: sifa_convnext_atto, ",
+        ),
         (["info", "text.pt"], "text.pt is not a SIFA artifact"),
         (
             ["export", "sifa_tiny", "-o", "m.pt", "--weights", "text.safetensors"],

@@ -7,7 +7,7 @@ import pytest
 import sifa
 import timm
 import torch
-from sifa.insertion import InsertedSIFA, set_num_steps
+from sifa.insertion import Insertion, set_num_steps
 from torch import Tensor, nn
 
 STEPS = 3
@@ -97,7 +97,7 @@ def test_nchw_is_sifa_on_the_clip(position):
     expected_first, second = backbone.first, backbone.second
     assert sifa.insert(backbone, "second", STEPS, position=position) is backbone
     randomise(backbone)
-    block = backbone.second.sifa
+    block = backbone.second.inserted
     assert block.channels == (6 if position == "before" else 4)
     hidden = expected_first(frames()).relu()
     expected = second(on_clip(block, hidden)) if position == "before" else on_clip(block, second(hidden))
@@ -111,7 +111,7 @@ def test_nhwc_is_sifa_on_the_clip():
     randomise(backbone)
     assert backbone.second.layout == "NHWC"
     hidden = backbone.first(frames().permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
-    expected = backbone.second.module(on_clip(backbone.second.sifa, hidden).permute(0, 2, 3, 1))
+    expected = backbone.second.module(on_clip(backbone.second.inserted, hidden).permute(0, 2, 3, 1))
     torch.testing.assert_close(backbone(frames()), expected)
 
 
@@ -124,9 +124,9 @@ def test_tokens_are_a_grid_and_prefix_tokens_pass_untouched():
     for size in (8, 5):
         images = frames(size=size)
         tokens = torch.cat([torch.ones(len(images), 2, 3), images.flatten(2).transpose(1, 2)], 1)
-        seen = wrapper.attend(tokens)
+        seen = wrapper.on_clips(tokens)
         assert torch.equal(seen[:, :2], tokens[:, :2])
-        expected = on_clip(wrapper.sifa, images).flatten(2).transpose(1, 2)
+        expected = on_clip(wrapper.inserted, images).flatten(2).transpose(1, 2)
         torch.testing.assert_close(seen[:, 2:], expected)
 
 
@@ -136,8 +136,8 @@ def test_channels_last_features_are_read_and_returned_without_a_copy():
     seen = {}
     wrapper = backbone.second
     wrapper.register_forward_pre_hook(lambda _, args: seen.update(outer=args[0]))
-    wrapper.sifa.register_forward_pre_hook(lambda _, args: seen.update(clip=args[0]))
-    wrapper.sifa.register_forward_hook(lambda _, args, output: seen.update(attended=output))
+    wrapper.inserted.register_forward_pre_hook(lambda _, args: seen.update(clip=args[0]))
+    wrapper.inserted.register_forward_hook(lambda _, args, output: seen.update(attended=output))
     wrapper.module.register_forward_pre_hook(lambda _, args: seen.update(inner=args[0]))
     backbone(frames().contiguous(memory_format=torch.channels_last))
     assert seen["clip"].data_ptr() == seen["outer"].data_ptr()
@@ -157,7 +157,7 @@ def test_channels_last_features_are_read_and_returned_without_a_copy():
 def test_names_patterns_and_lists(where, expected):
     backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
     sifa.insert(backbone, where, STEPS, example=frames(1))
-    assert [name for name, m in backbone.named_modules() if isinstance(m, InsertedSIFA)] == expected
+    assert [name for name, m in backbone.named_modules() if isinstance(m, Insertion)] == expected
 
 
 def test_a_second_insertion_leaves_the_first_alone():
@@ -173,7 +173,7 @@ def test_keyword_arguments_reach_the_module_and_script_takes_the_defaults():
     backbone = WithKeyword()
     sifa.insert(backbone, "scaled", STEPS, example=frames(1))
     randomise(backbone)
-    attended = on_clip(backbone.scaled.sifa, frames())
+    attended = on_clip(backbone.scaled.inserted, frames())
     torch.testing.assert_close(backbone(frames()), attended * 3)
     scripted = torch.jit.script(backbone.scaled)
     torch.testing.assert_close(scripted(frames()), attended * 2)
@@ -183,7 +183,7 @@ def test_configuration_dtype_and_mode_are_passed_on():
     backbone = Images().double().train()
     backbone.first.eval()
     sifa.insert(backbone, "second", STEPS, kernel_size=5, frame_shift=-1, edge="skip")
-    block = backbone.second.sifa
+    block = backbone.second.inserted
     assert (block.kernel_size, block.frame_shift, block.edge) == (5, -1, "skip")
     assert block.conv_offset.weight.dtype == torch.float64
     assert backbone.second.training
@@ -207,9 +207,9 @@ def test_a_module_and_one_inside_it():
     plain = copy.deepcopy(backbone)
     sifa.insert(backbone, ["0", "0.1"], STEPS, example=frames(1))
     randomise(backbone)
-    names = [name for name, m in backbone.named_modules() if isinstance(m, InsertedSIFA)]
+    names = [name for name, m in backbone.named_modules() if isinstance(m, Insertion)]
     assert names == ["0", "0.module.1"]
-    outer, inner = backbone[0].sifa, backbone[0].module[1].sifa
+    outer, inner = backbone[0].inserted, backbone[0].module[1].inserted
     expected = plain[1](plain[0][1](on_clip(inner, plain[0][0](on_clip(outer, frames())))))
     torch.testing.assert_close(backbone(frames()), expected)
 
@@ -218,14 +218,14 @@ def test_a_refused_insertion_changes_nothing():
     backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 4, 1))
     with pytest.raises(ValueError, match="groups must be a divisor of the 5 channels"):
         sifa.insert(backbone, "[12]", STEPS, example=frames(1), groups=4)
-    assert not [m for m in backbone.modules() if isinstance(m, InsertedSIFA)]
+    assert not [m for m in backbone.modules() if isinstance(m, Insertion)]
 
 
 def test_positional_arguments_reach_a_module_that_takes_any_number():
     backbone = nn.Sequential(nn.Identity())
     backbone[0] = WithArguments()
     sifa.insert(backbone, "0", STEPS, example=frames(1))
-    torch.testing.assert_close(backbone[0](frames(), 3.0), on_clip(backbone[0].sifa, frames()) * 3)
+    torch.testing.assert_close(backbone[0](frames(), 3.0), on_clip(backbone[0].inserted, frames()) * 3)
 
 
 def test_a_dry_run_changes_no_state():
@@ -258,7 +258,7 @@ def test_timm_backbones_script_and_export(name, where, layout):
     example = torch.randn(STEPS, 3, size, size, generator=torch.Generator().manual_seed(1))
     plain = backbone(example)
     sifa.insert(backbone, where, STEPS, example=example)
-    inserted = [module for module in backbone.modules() if isinstance(module, InsertedSIFA)]
+    inserted = [module for module in backbone.modules() if isinstance(module, Insertion)]
     assert inserted
     assert all(module.layout == layout for module in inserted)
     randomise(backbone)
@@ -280,7 +280,8 @@ def test_the_default_example_is_the_size_that_the_backbone_states():
 def test_set_num_steps():
     backbone = sifa.insert(Images(), "second", STEPS)
     with pytest.raises(
-        ValueError, match="clips of 3 steps folded into the batch, got a batch of 4; feed whole clips"
+        ValueError,
+        match="expected clips of 3 steps folded into the batch, got a batch of 4; feed whole clips",
     ):
         backbone(torch.zeros(4, 3, 8, 8))
     set_num_steps(backbone, 4)

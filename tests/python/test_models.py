@@ -1,5 +1,6 @@
 """The registered models: what they are made of, that every engine agrees, and what their errors say."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,21 +8,26 @@ import sifa
 import torch
 from lively import lively_model
 from safetensors.torch import save_file
-from sifa.insertion import InsertedSIFA
-from sifa.models import VideoClassifier, model_card
-from sifa.models.classifier import stack_frames
+from sifa.insertion import Insertion
+from sifa.models import VideoClassifier, complexity, model_card
+from sifa.models.classifier import max_of_step_pairs, stack_frames
+from sifa.modules import GlobalContext, TemporalConvolution
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FRAMES = 8
+FRAMES, SIZE = 8, 64
+# Of each family the smallest; the others are in the long matrix.
+SMALLEST = ("sifa_tiny", "sifa_resnet18", "sifa_swin_tiny", "sifa_mobilenetv4_small")
 
 
 def small(name: str, **options) -> VideoClassifier:
-    return sifa.create_model(name, num_classes=5, num_frames=FRAMES, **options).eval()
+    return sifa.create_model(
+        name, **{"num_classes": 5, "num_frames": FRAMES, "input_size": SIZE, **options}
+    ).eval()
 
 
-def clips(count: int = 2, size: int = 64) -> torch.Tensor:
-    return torch.randn(count, 3, FRAMES, size, size, generator=torch.Generator().manual_seed(1))
+def clips(count: int = 2, size: int = SIZE, num_frames: int = FRAMES) -> torch.Tensor:
+    return torch.randn(count, 3, num_frames, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -29,18 +35,22 @@ def contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.contiguous() for key, value in state.items()}
 
 
-def inserted(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, InsertedSIFA)]
+def inserted(model: nn.Module, kind: type[nn.Module] = nn.Module) -> list[str]:
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Insertion) and isinstance(module.inserted, kind)
+    ]
 
 
-def lively(name: str) -> VideoClassifier:
-    return lively_model(name, clips(), num_classes=5, num_frames=FRAMES)
+def lively(name: str, **options) -> VideoClassifier:
+    settings = {"num_classes": 5, "num_frames": FRAMES, "input_size": SIZE, **options}
+    return lively_model(name, clips(num_frames=settings["num_frames"]), **settings)
 
 
 @pytest.fixture(
     params=[
-        pytest.param(name, marks=pytest.mark.slow if name == "sifa_resnet50" else ())
-        for name in sifa.list_models()
+        pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in sifa.list_models()
     ]
 )
 def model(request):
@@ -48,24 +58,49 @@ def model(request):
     return lively(request.param)
 
 
-def test_script_freeze_and_export_equal_eager(model):
-    model, inputs = model.double(), clips().double()  # float32 rounding adds up over the blocks
+def test_every_engine_equals_eager(model, tmp_path):
+    """In float64: rounding in float32 adds up over the blocks."""
+    model, inputs = model.double(), clips().double()
     with torch.no_grad():
         expected = model(inputs)
+        assert not torch.allclose(expected[0], expected[1], atol=1e-2)
         scripted = torch.jit.script(model)
         frozen = torch.jit.freeze(scripted)
-        exported = torch.export.export(model, (inputs,)).module()
-        for engine in (scripted, frozen, frozen, exported):  # frozen, the second run is the optimised one
-            torch.testing.assert_close(engine(inputs), expected, rtol=1e-8, atol=1e-10)
-        assert not torch.allclose(expected[0], expected[1], atol=1e-2)
+        exported = torch.export.export(model, (inputs,))
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+        engines = {
+            "script": scripted,
+            "freeze": frozen,
+            "freeze, optimised": frozen,  # from the second run on
+            "export": exported.module(),
+            "compile": torch.compile(model, fullgraph=True),
+            "AOTInductor": torch._inductor.aoti_load_package(package),
+        }
+        for name, engine in engines.items():
+            torch.testing.assert_close(
+                engine(inputs), expected, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
-@pytest.mark.parametrize("name", ["sifa_tiny", pytest.param("sifa_resnet18", marks=pytest.mark.slow)])
-def test_compile_equals_eager(name):
-    model, inputs = lively(name).double(), clips().double()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_half_precision(name, dtype):
+    """The probabilities of a network that amplifies errors little, against those of float32."""
+    model = lively_model(name, clips(), opening=0.25, num_classes=5, num_frames=FRAMES, input_size=SIZE)
     with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True)
-        torch.testing.assert_close(compiled(inputs), model(inputs), rtol=1e-8, atol=1e-10)
+        expected = model(clips()).softmax(1)
+        actual = model.to(dtype)(clips().to(dtype))
+    assert actual.dtype == dtype
+    tolerance = 0.15 if dtype == torch.bfloat16 else 0.03
+    torch.testing.assert_close(actual.float().softmax(1), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_new_model_gives_finite_numbers(name):
+    torch.manual_seed(0)
+    model = small(name)
+    assert model(clips()).isfinite().all()
+    assert model.train()(clips()).isfinite().all()
 
 
 def test_gradient_reaches_every_parameter(model):
@@ -85,18 +120,149 @@ def test_a_new_model_already_learns_its_offsets():
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("sifa_tiny", {}, ["layer2.1.conv2", "layer3.1.conv2", "layer4.1.conv2"]),
-        ("sifa_resnet18", {"stages": [4]}, ["layer4.1.conv2"]),
+        ("sifa_tiny", {}, ["backbone.layer2.1.conv2", "backbone.layer3.1.conv2", "backbone.layer4.1.conv2"]),
+        ("sifa_resnet18", {"stages": [4]}, ["layer4.1.conv2", "layer4_dual.1.conv2"]),
         (
             "sifa_resnet50",
             {},
-            [f"layer{s}.{b}.conv3" for s, b in ((2, 1), (2, 3), (3, 1), (3, 3), (3, 5), (4, 1))],
+            [f"backbone.layer{s}.{b}.conv3" for s, b in ((2, 1), (2, 3), (3, 1), (3, 3), (3, 5))]
+            + ["layer4.1.conv3", "layer4_dual.1.conv3"],
+        ),
+        (
+            "sifa_resnet50",
+            {"stages": (1, 2), "dual_branch": False},
+            [f"backbone.layer{s}.{b}.conv3" for s, b in ((1, 1), (2, 1), (2, 3))],
+        ),
+        (
+            "sifa_swin_tiny",
+            {},
+            [
+                f"backbone.layers.{s}.blocks.{b}.drop_path1"
+                for s in range(4)
+                for b in (0, 2, 4)[: 1 + 2 * (s == 2)]
+            ],
         ),
         ("sifa_tiny", {"stages": ()}, []),
+        ("sifa_tiny", {"temporal": None}, []),
     ],
 )
 def test_where_sifa_is(name, options, expected):
-    assert inserted(small(name, **options)) == [f"backbone.{place}" for place in expected]
+    assert inserted(small(name, **options), sifa.SIFA) == expected
+
+
+def test_where_the_global_context_is():
+    places = inserted(small("sifa_resnet50"), GlobalContext)
+    assert places == [
+        *(f"backbone.layer{s}.{b}.bn3" for s, b in ((2, 0), (2, 2), (3, 0), (3, 2), (3, 4))),
+        *(f"{stage}.{b}.bn3" for stage in ("layer4", "layer4_dual") for b in (0, 2)),
+    ]
+
+
+def test_the_global_context_is_its_equation():
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 3, 4, 5)
+    for over, axes in (("clip", (2, 3, 4)), ("frame", (3, 4))):
+        context = GlobalContext(32, over)
+        mean = x.mean(axes, keepdim=True).movedim(1, -1)
+        expected = x + context.fc2(context.fc1(mean).relu()).movedim(-1, 1)
+        torch.testing.assert_close(context(x), expected)
+
+
+def test_the_temporal_convolution_is_a_convolution_over_time():
+    torch.manual_seed(0)
+    module, x = TemporalConvolution(6), torch.randn(2, 6, 4, 3, 5)
+    assert torch.equal(module(x), x)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    expected = x + nn.functional.conv3d(
+        x, module.conv.weight[..., None, None], module.conv.bias, padding=(1, 0, 0)
+    )
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.jit.script(module)(x), module(x))
+    assert module(x[:, :, :1]).shape == (2, 6, 1, 3, 5)
+
+
+def test_swin_with_the_released_temporal_convolution():
+    plain, with_it = small("sifa_swin_tiny"), small("sifa_swin_tiny", temporal_conv=True)
+    places = inserted(with_it, TemporalConvolution)
+    assert places == [
+        place.replace(f"blocks.{b}", f"blocks.{b + 1}")
+        for place in inserted(plain)
+        for b in (0, 2, 4)
+        if f"blocks.{b}." in place
+    ]
+    more = sum(3 * with_it.get_submodule(place).inserted.conv.in_channels ** 2 for place in places)
+    biases = sum(with_it.get_submodule(place).inserted.conv.in_channels for place in places)
+    assert complexity(with_it).parameters - complexity(plain).parameters == more + biases
+
+
+def test_the_logits_are_the_mean_of_the_heads_probabilities():
+    model = lively("sifa_resnet18")
+    with torch.no_grad():
+        heads = model.forward_heads(clips())
+        assert heads.shape == (2, 2, 5)
+        assert not torch.allclose(heads[:, 0], heads[:, 1], atol=1e-2)
+        torch.testing.assert_close(model(clips()).softmax(1), heads.softmax(2).mean(1))
+    single = small("sifa_resnet18", dual_branch=False)
+    torch.testing.assert_close(single.forward_heads(clips())[:, 0], single(clips()))
+
+
+@pytest.mark.parametrize("num_frames", [8, 12, 16])
+def test_the_dual_branch_pools_pairs_of_steps(num_frames):
+    x = torch.randn(2, 3, num_frames // 4, 5, 6)
+    folded = x.transpose(1, 2).flatten(0, 1)
+    expected = nn.functional.max_pool3d(x, (2, 1, 1), (2, 1, 1)).transpose(1, 2).flatten(0, 1)
+    assert torch.equal(max_of_step_pairs(folded, num_frames // 4), expected)
+    with torch.no_grad():
+        assert small("sifa_resnet18", num_frames=num_frames)(clips(num_frames=num_frames)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sifa_tiny", {}),
+        ("sifa_resnet18", {}),
+        ("sifa_tiny", {"global_context": "frame", "edge": "skip", "offset_from": "difference"}),
+        ("sifa_swin_tiny", {}),
+        ("sifa_mobilenetv4_small", {}),
+    ],
+)
+def test_a_streaming_model_is_causal(name, options):
+    """Perturbing a later frame changes nothing earlier, bit for bit; an earlier one changes what is later."""
+    model = lively(name, streaming=True, num_frames=16, **options)
+    seen: list[torch.Tensor] = []
+    model.backbone.register_forward_hook(lambda _, args, output: seen.append(output.unflatten(0, (-1, 4))))
+    clip = clips(1, num_frames=16)
+    with torch.no_grad():
+        model(clip)
+        for step in range(4):
+            changed = clip.clone()
+            changed[:, :, 4 * step + 3] += 1
+            model(changed)
+            assert torch.equal(seen[-1][:, :step], seen[0][:, :step])
+            assert not torch.equal(seen[-1][:, step], seen[0][:, step])
+            if step < 3:
+                assert not torch.equal(seen[-1][:, step + 1], seen[0][:, step + 1])
+        # The check can fail.
+        ahead = lively(name, num_frames=16, **options)
+        first = ahead.backbone(stack_frames(clip, 4))
+        clip[:, :, 15] += 1
+        assert not torch.equal(ahead.backbone(stack_frames(clip, 4))[:3], first[:3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_shift": 1}, "streaming=True needs frame_shift=-1, got 1"),
+        ({"dual_branch": True}, "streaming=True needs dual_branch=False, got True"),
+        ({"offset_from": "clip"}, "streaming=True: SIFA at backbone.layer2.1.conv2 depends on later steps"),
+    ],
+)
+def test_what_a_streaming_model_cannot_have(options, message):
+    with pytest.raises(ValueError, match=message):
+        small("sifa_resnet18", streaming=True, **options)
+    with pytest.raises(ValueError, match="GlobalContext at backbone.layer2.0.bn2 depends on later steps"):
+        small("sifa_tiny", streaming=True, global_context="clip")
 
 
 def test_the_stem_is_the_published_one():
@@ -110,18 +276,39 @@ def test_the_stem_is_the_published_one():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_parameter_counts():
-    def learnable(model):
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+@pytest.mark.parametrize(
+    ("name", "num_frames", "parameters", "giga_multiply_adds"),
+    [
+        ("sifa_resnet50", 16, 43_040_928, 23.90),
+        ("sifa_resnet50", 32, 43_040_928, 47.80),
+        ("sifa_resnet101", 16, 63_554_272, 39.01),
+    ],
+)
+def test_the_published_size_and_cost(name, num_frames, parameters, giga_multiply_adds):
+    with torch.device("meta"):
+        counted = complexity(sifa.create_model(name, num_frames=num_frames))
+    assert counted.parameters == parameters
+    assert round(counted.multiply_adds / 1e9, 2) == giga_multiply_adds
 
-    tiny, plain = sifa.create_model("sifa_tiny"), sifa.create_model("sifa_tiny", stages=())
-    offsets = sum(18 * 9 * channels for channels in (48, 96, 128))
-    assert learnable(tiny) == learnable(plain) + offsets < 1_500_000
-    # timm's ResNet-50 with 400 classes, 9 more channels in its stem, and the offsets of six blocks.
-    stem, head = 64 * 9 * 49, 2048 * 400 + 400
-    assert learnable(sifa.create_model("sifa_resnet50")) == 23_508_032 + stem + head + 18 * 9 * (
-        2 * 128 + 3 * 256 + 512
-    )
+
+def test_cards_state_what_is_counted(subtests):
+    for name in sifa.list_models():
+        card = model_card(name)
+        with subtests.test(name):
+            with torch.device("meta"):
+                counted = complexity(sifa.create_model(name))
+            stated = (card.parameters, card.multiply_adds, card.attention_multiply_adds)
+            assert dataclasses.astuple(counted) == stated
+            if card.backbone and "resnet" not in name and "swin" not in name:
+                assert counted.parameters < 5_000_000  # an edge model
+    assert model_card("sifa_tiny").parameters < 1_500_000
+
+
+def test_the_operator_is_counted_apart():
+    model = small("sifa_tiny", num_frames=16)
+    pixels = [(48, 8), (96, 4), (128, 2)]  # channels and side of the three maps, at 64 pixels
+    attention = sum(6 * 9 * channels * 4 * side**2 for channels, side in pixels)
+    assert complexity(model).attention_multiply_adds == attention
 
 
 class _Copies(TorchDispatchMode):
@@ -205,15 +392,30 @@ def test_bad_clips(clip, message):
     ("arguments", "message"),
     [
         ({"name": "sifa_resnet5"}, "no model is called 'sifa_resnet5'; did you mean 'sifa_resnet50'"),
-        ({"name": "x"}, "no model is called 'x'; known: sifa_resnet18, sifa_resnet50, sifa_tiny"),
+        ({"name": "x"}, "no model is called 'x'; known: sifa_convnext_atto, sifa_efficientnet_lite0, "),
         ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
-        ({"stages": [1]}, r"stages must be among \[2, 3, 4\], those with a second block, got \[1\]"),
-        ({"name": "sifa_resnet18", "stages": [5]}, r"stages must be among \[1, 2, 3, 4\], .*, got \[5\]"),
-        ({"kernel": 3}, "unknown model option 'kernel'; known: stages, dropout, kernel_size, dilation"),
-        ({"residual": False}, "unknown model option 'residual'"),
-        ({"kernel_size": 2}, "kernel_size must be odd"),
+        ({"stages": [1]}, "stages must have a second block, which stage 1 of this network has not"),
+        ({"name": "sifa_resnet18", "stages": [5]}, r"stages must be among 1, 2, 3 and 4, got \[5\]"),
+        ({"name": "sifa_swin_tiny", "stages": [0]}, r"stages must be among 1, 2, 3 and 4, got \[0\]"),
         (
-            {"pretrained": "imagenet"},
+            {"kernel": 3},
+            "unknown option 'kernel' of sifa_tiny; known: input_size, streaming, reference, stages",
+        ),
+        ({"residual": False}, "unknown option 'residual'"),
+        ({"name": "sifa_swin_tiny", "dual_branch": True}, "unknown option 'dual_branch' of sifa_swin_tiny"),
+        ({"global_context": "video"}, 'global_context must be "clip", "frame" or None, got \'video\''),
+        ({"temporal": "tsm"}, "temporal must be None or one of 'sifa', 'convolution', .*, got 'tsm'"),
+        ({"temporal": "shift", "kernel_size": 5}, "kernel_size: an option of SIFA, which temporal='shift'"),
+        ({"input_size": 0}, "input_size must be one or two positive integers, got 0"),
+        ({"input_size": (64, 64, 3)}, "input_size must be one or two positive integers"),
+        (
+            {"name": "sifa_resnet18", "num_frames": 4},
+            "num_frames must be at least 8 with the dual branch, got 4",
+        ),
+        ({"kernel_size": 2}, "kernel_size must be odd"),
+        ({"pretrained": "imagenet"}, "the backbone of sifa_tiny is none of timm's"),
+        (
+            {"pretrained": "kinetics"},
             r"a tag of sifa_tiny \(it has: 'motion'\) or the path of a .safetensors file",
         ),
     ],
@@ -224,8 +426,10 @@ def test_bad_arguments(arguments, message):
 
 
 def test_list_models_and_cards():
-    assert sifa.list_models() == ["sifa_resnet18", "sifa_resnet50", "sifa_tiny"]
-    assert sifa.list_models("*resnet*") == ["sifa_resnet18", "sifa_resnet50"]
+    assert sifa.list_models() == sorted(sifa.list_models())
+    assert sifa.list_models("*resnet*") == [f"sifa_resnet{depth}" for depth in (101, 152, 18, 34, 50)]
+    assert sifa.list_models("*swin*") == ["sifa_swin_base", "sifa_swin_small", "sifa_swin_tiny"]
+    assert len(sifa.list_models()) == 12
     for name in sifa.list_models():
         card = model_card(name)
         assert (card.name, card.num_frames % 4) == (name, 0)
@@ -234,7 +438,7 @@ def test_list_models_and_cards():
 def test_attributes_describe_the_model_and_make_it_again():
     model = small("sifa_tiny", kernel_size=5, frame_shift=-1, edge="skip", stages=(3, 4), dropout=0.2)
     assert (model.name, model.num_classes, model.num_frames) == ("sifa_tiny", 5, FRAMES)
-    assert (model.input_size, model.crop_fraction, model.frame_stride) == ((112, 112), 1.0, 1)
+    assert (model.input_size, model.crop_fraction, model.frame_stride) == ((64, 64), 1.0, 1)
     assert len(model.mean) == len(model.std) == 3
     assert model.labels == [f"class_{i}" for i in range(5)]
     assert model.dropout.p == 0.2

@@ -28,6 +28,12 @@ def equations(block, clip):
     for t in range(clip.shape[2]):
         frame = clip[:, :, t]
         neighbour = clip[:, :, min(max(t + block.frame_shift, 0), last)]
+        if block.offset_from == "clip":
+            # A 3-D convolution is one 2-D convolution per frame that it reaches, zeros beyond the ends.
+            frames = [clip[:, :, i] if 0 <= i <= last else torch.zeros_like(frame) for i in (t - 1, t, t + 1)]
+            weights = block.conv_offset.weight.unbind(2)
+            offsets.append(sum(F.conv2d(f, w, padding=1) for f, w in zip(frames, weights, strict=True)))
+            continue
         saliency = {
             "saliency": torch.sigmoid(neighbour - frame) * neighbour,
             "memory": neighbour,
@@ -64,6 +70,7 @@ def equations(block, clip):
         {"residual_saliency": True, "edge": "skip"},
         {"offset_from": "memory", "groups": 4},
         {"offset_from": "difference", "softmax": True},
+        {"offset_from": "clip"},
         {"kernel_size": 5, "dilation": 2, "residual": False},
     ],
 )
@@ -143,7 +150,7 @@ def test_channels_last_is_never_copied(clip):
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 6, 7), (2, 8, 1, 6, 7), (1, 8, 3, 1, 1), (1, 8, 1, 1, 1)])
-@pytest.mark.parametrize("offset_from", ["saliency", "memory", "difference", "none"])
+@pytest.mark.parametrize("offset_from", ["saliency", "memory", "difference", "clip", "none"])
 def test_empty_and_single(shape, offset_from):
     clip = torch.randn(shape, requires_grad=True)
     output = sifa.SIFA(8, offset_from=offset_from)(clip)
@@ -196,7 +203,7 @@ def test_state_is_one_tensor(clip, randomize_offsets):
         ({"groups": 3}, "groups must be a divisor of the 8 channels, got 3"),
         ({"groups": 0}, "groups must be a divisor of the 8 channels, got 0"),
         ({"edge": "wrap"}, 'edge must be "clamp" or "skip", got \'wrap\''),
-        ({"offset_from": "flow"}, 'offset_from must be "saliency", "memory", "difference" or "none"'),
+        ({"offset_from": "flow"}, 'offset_from must be "saliency", "memory", "difference", "clip" or "none"'),
         (
             {"offset_from": "none", "residual_saliency": True},
             'residual_saliency must be False unless offset_from is "saliency", got True',

@@ -59,7 +59,7 @@ def test_script_of_a_users_function(make_inputs, device):
     assert_close(gradients_of(scripted, *inputs), gradients_of(motion, *inputs))
 
 
-@pytest.mark.parametrize("offset_from", ["saliency", "memory", "difference", "none"])
+@pytest.mark.parametrize("offset_from", ["saliency", "memory", "difference", "clip", "none"])
 def test_script_of_the_block(randomize_offsets, offset_from):
     clip = torch.randn(2, 8, 4, 6, 7)
     block = sifa.SIFA(8, offset_from=offset_from, residual_saliency=offset_from == "saliency")
@@ -157,7 +157,7 @@ def test_compiled_block_trains(block):
         assert_close(compiled, eager, rtol=1e-4, atol=1e-5 * eager.abs().max().item())
 
 
-@pytest.mark.parametrize("offset_from", ["memory", "difference", "none"])
+@pytest.mark.parametrize("offset_from", ["memory", "difference", "clip", "none"])
 def test_compiled_block_with_other_offsets_trains(randomize_offsets, offset_from):
     clip = torch.randn(2, 8, 4, 6, 7)
     block = sifa.SIFA(8, offset_from=offset_from, frame_shift=-1)

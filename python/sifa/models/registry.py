@@ -1,22 +1,34 @@
-"""Models by name: the cards that describe them, and the creation and loading of one."""
+"""Models by name: the cards that describe them, and the creation of one."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib.resources
+import inspect
 import json
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
+from ..insertion import Insertion
+from ..modules import SIFA, GlobalContext
 from .classifier import VideoClassifier
-from .resnet import resnet, tiny
+from .edge import edge
+from .resnet import resnet, sifa_net, tiny
+from .swin import swin
+from .variants import SIFA_OPTIONS
+from .weights import imagenet_state, load_imagenet, load_own, read_state
+
+REFERENCE = {
+    "edge": "skip",
+    "residual_saliency": True,
+    "global_context": "clip",
+    "dual_branch": True,
+}
+"""What ``reference=True`` sets: the graph of the paper's released code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,40 +39,98 @@ class ModelCard:
         name: for :func:`create_model`.
         summary: one sentence.
         build: called with ``num_classes``, ``num_frames`` and the model's options.
+        options: names of these options.
         num_classes, num_frames, frame_stride: defaults; a clip is ``num_frames`` frames, ``frame_stride``
             apart.
         input_size: (H, W) in pixels; frames are resized to a short side of ``round(H / crop_fraction)`` and
             cropped.
         crop_fraction, mean, std: see :class:`VideoClassifier`.
+        parameters, multiply_adds, attention_multiply_adds: see :class:`Complexity`; with these defaults.
+        backbone: timm's name of the image network, for ImageNet weights; None if it is none of timm's.
+        streaming: what ``streaming=True`` sets.
         weights: tag of each bundled set of weights and its file in ``sifa/weights``, without the extension.
     """
 
     name: str
     summary: str
     build: Callable[..., VideoClassifier]
+    options: tuple[str, ...]
     num_classes: int
     num_frames: int
     frame_stride: int
     input_size: tuple[int, int]
     crop_fraction: float
+    parameters: int
+    multiply_adds: int
+    attention_multiply_adds: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    backbone: str | None = None
+    streaming: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"frame_shift": -1})
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _resnet_card(depth: int) -> ModelCard:
+def _options(build: Callable[..., Any]) -> tuple[str, ...]:
+    """The options of a builder's own, then those of SIFA."""
+    own = [
+        name
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind == parameter.KEYWORD_ONLY
+        and name not in ("num_classes", "num_frames", "input_size")
+    ]
+    return (*own, *SIFA_OPTIONS)
+
+
+def _kinetics(name: str, backbone: str, build: Callable[..., VideoClassifier], **facts: Any) -> ModelCard:
     return ModelCard(
-        name=f"sifa_resnet{depth}",
-        summary=f"SIFA in stages 2 to 4 of timm's ResNet-{depth}, for Kinetics-400.",
-        build=lambda **options: resnet(f"resnet{depth}", **options),
+        name=name,
+        build=build,
+        backbone=backbone,
         num_classes=400,
-        num_frames=16,
-        frame_stride=4,
-        input_size=(224, 224),
-        crop_fraction=0.875,
+        **{"frame_stride": 4, "input_size": (224, 224), "crop_fraction": 0.875, "num_frames": 16, **facts},
     )
 
 
+def _resnet_card(depth: int, *counts: int) -> ModelCard:
+    backbone = f"resnet{depth}"
+    return _kinetics(
+        f"sifa_resnet{depth}",
+        backbone,
+        functools.partial(resnet, backbone),
+        summary=f"SIFA-Net on timm's ResNet-{depth}, for Kinetics-400.",
+        options=_options(sifa_net),
+        streaming={"frame_shift": -1, "global_context": "frame", "dual_branch": False},
+        **dict(zip(_COUNTS, counts, strict=True)),
+    )
+
+
+def _swin_card(size: str, *counts: int) -> ModelCard:
+    backbone = f"swin_{size}_patch4_window7_224"
+    return _kinetics(
+        f"sifa_swin_{size}",
+        backbone,
+        functools.partial(swin, backbone),
+        summary=f"SIFA-Transformer on timm's Swin-{size[0].upper()}, for Kinetics-400.",
+        options=_options(swin),
+        streaming={"frame_shift": -1, "temporal_conv": False},
+        num_frames=64,
+        frame_stride=2,
+        **dict(zip(_COUNTS, counts, strict=True)),
+    )
+
+
+def _edge_card(name: str, backbone: str, place: tuple[str, str, str | None], *counts: int) -> ModelCard:
+    return _kinetics(
+        name,
+        backbone,
+        functools.partial(edge, backbone, *place),
+        summary=f"timm's {backbone} with SIFA, for boards of Jetson class.",
+        options=_options(edge),
+        **dict(zip(_COUNTS, counts, strict=True)),
+    )
+
+
+_COUNTS = ("parameters", "multiply_adds", "attention_multiply_adds")
 _CARDS = {
     card.name: card
     for card in (
@@ -68,6 +138,7 @@ _CARDS = {
             name="sifa_tiny",
             summary="A narrow ResNet for the bundled motion task and for embedded boards.",
             build=tiny,
+            options=_options(sifa_net),
             num_classes=10,
             num_frames=16,
             frame_stride=1,
@@ -75,10 +146,44 @@ _CARDS = {
             crop_fraction=1.0,
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
+            parameters=1_004_682,
+            multiply_adds=224_271_872,
+            attention_multiply_adds=3_490_560,
             weights={"motion": "sifa_tiny"},
         ),
-        _resnet_card(18),
-        _resnet_card(50),
+        _resnet_card(18, 20_314_232, 12_105_545_728, 48_771_072),
+        _resnet_card(34, 35_332_448, 21_484_126_208, 92_123_136),
+        _resnet_card(50, 43_040_928, 23_902_621_696, 92_123_136),
+        _resnet_card(101, 63_554_272, 39_012_798_464, 178_827_264),
+        _resnet_card(152, 80_389_280, 54_220_189_696, 298_045_440),
+        _swin_card("tiny", 28_198_474, 74_384_019_456, 617_766_912),
+        _swin_card("small", 49_889_626, 143_559_462_912, 1_007_935_488),
+        _swin_card("base", 88_146_248, 251_835_760_640, 1_343_913_984),
+        # Before a norm: in the sum over blocks the aggregate, cubic in the features, would only grow.
+        _edge_card(
+            "sifa_mobilenetv4_small",
+            "mobilenetv4_conv_small",
+            ("before", "blocks.[23].[135].pw_proj", "blocks.[23].[135].pw_proj.bn"),
+            3_360_528,
+            1_011_719_424,
+            47_416_320,
+        ),
+        _edge_card(
+            "sifa_efficientnet_lite0",
+            "efficientnet_lite0",
+            ("before", "blocks.[2345].1.conv_pwl", "blocks.[2345].1.bn3"),
+            4_298_128,
+            1_971_017_600,
+            101_606_400,
+        ),
+        _edge_card(
+            "sifa_convnext_atto",
+            "convnext_atto",
+            ("after", "stages.[123].blocks.[135].conv_dw", None),
+            3_651_240,
+            2_372_198_400,
+            37_255_680,
+        ),
     )
 }
 
@@ -106,18 +211,32 @@ def create_model(
     *,
     num_classes: int | None = None,
     num_frames: int | None = None,
+    input_size: int | Sequence[int] | None = None,
     pretrained: str | None = None,
+    streaming: bool = False,
+    reference: bool = False,
     **config: Any,
 ) -> VideoClassifier:
-    """Creates a video classifier.
+    """Create a video classifier.
 
     Args:
         name: one of :func:`list_models`.
-        num_classes, num_frames: the card's by default; ``num_frames`` is what the user feeds and a multiple
-            of the stem's temporal stride of 4.
-        pretrained: tag of bundled weights (``"motion"`` for ``sifa_tiny``), or the path of a safetensors file
-            with a state dict of this model. None leaves the random initialisation.
-        **config: options of the model: see :func:`sifa.models.resnet.resnet`.
+        num_classes, num_frames: the card's by default; ``num_frames`` is what the user feeds: a multiple of
+            the stem's temporal stride of 4, and at least 8 with the dual branch.
+        input_size: height and width in pixels that frames are resized and cropped to, one number for a
+            square; the card's by default. Transformers take no other, convolutional networks any.
+        pretrained: where the weights come from; None leaves the random initialisation.
+            A tag of bundled weights (``"motion"`` for ``sifa_tiny``);
+            the path of a ``.safetensors`` file with a state dict of this model;
+            ``"imagenet"``, ``"imagenet:TAG"`` or ``"imagenet:FILE"`` for a start from the image network:
+            timm's default weights, those of one of timm's tags, or a file of such weights
+            (:func:`sifa.models.weights.load_imagenet`).
+        streaming: make a model whose step t depends on the steps up to t only, for streams: looks one frame
+            back, and has no clip-wide term.
+        reference: make the graph of the paper's released code (SIFA-Net only): ``edge="skip"``,
+            ``residual_saliency=True``.
+        **config: options of the model: see :func:`sifa.models.resnet.sifa_net`,
+            :func:`sifa.models.swin.swin` and :func:`sifa.models.edge.edge`.
 
     Raises:
         ValueError: unknown name, option or tag, or an option out of its range.
@@ -125,17 +244,34 @@ def create_model(
         RuntimeError: the file of weights is damaged, or they do not fit; every key that differs is named.
     """
     card = model_card(name)
+    for given, preset, option in (
+        (streaming, card.streaming, "streaming"),
+        (reference, REFERENCE, "reference"),
+    ):
+        config = _with_preset(config, preset, option) if given else config
+    for option in config:
+        if option not in card.options:
+            raise ValueError(
+                f"unknown option {option!r} of {name}; known: input_size, streaming, reference, "
+                f"{', '.join(card.options)}"
+            )
     settings = {
         "num_classes": card.num_classes if num_classes is None else num_classes,
         "num_frames": card.num_frames if num_frames is None else num_frames,
         **config,
     }
-    if not isinstance(settings["num_classes"], int) or settings["num_classes"] < 1:
+    if type(settings["num_classes"]) is not int or settings["num_classes"] < 1:
         raise ValueError(f"num_classes must be an integer of at least 1, got {num_classes!r}")
-    model = card.build(**settings)
+    size = _two_sides(card.input_size if input_size is None else input_size)
+    if input_size is not None:
+        settings["input_size"] = size
+    sized = {"input_size": size} if "input_size" in inspect.signature(card.build).parameters else {}
+    model = card.build(**{key: v for key, v in settings.items() if key != "input_size"}, **sized)
+    if streaming:
+        _check_causal(model)
     model.name = card.name
     model.config = json.loads(json.dumps(settings))
-    model.input_size = card.input_size
+    model.input_size = size
     model.crop_fraction = card.crop_fraction
     model.mean = card.mean
     model.std = card.std
@@ -146,44 +282,56 @@ def create_model(
     return model
 
 
+def _two_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError(f"input_size must be one or two positive integers, got {size!r}")
+    return sides[0], sides[1]
+
+
+def _with_preset(config: dict[str, Any], preset: Mapping[str, Any], name: str) -> dict[str, Any]:
+    for option, value in preset.items():
+        if config.get(option, value) != value:
+            raise ValueError(f"{name}=True needs {option}={value!r}, got {config[option]!r}")
+    return {**config, **preset}
+
+
+def _check_causal(model: VideoClassifier) -> None:
+    """Raise ValueError if a step of the model depends on a later one."""
+    for name, module in model.named_modules():
+        if not isinstance(module, Insertion):
+            continue
+        inserted = module.inserted
+        causal = (
+            isinstance(inserted, SIFA) and inserted.frame_shift <= 0 and inserted.offset_from != "clip"
+        ) or (isinstance(inserted, GlobalContext) and not inserted.over_time)
+        if not causal:
+            raise ValueError(
+                f"streaming=True: {type(inserted).__name__} at {name} depends on later steps; choose options "
+                "without it"
+            )
+
+
 def _load(model: VideoClassifier, card: ModelCard, pretrained: str) -> None:
+    kind, _, which = pretrained.partition(":")
     if pretrained in card.weights:
         folder = importlib.resources.files("sifa") / "weights"
         with importlib.resources.as_file(folder / f"{card.weights[pretrained]}.safetensors") as path:
-            state = _read_state(path)
+            state = read_state(path)
         labels = json.loads((folder / f"{card.weights[pretrained]}.json").read_text())["labels"]
-        _load_state(model, state, f"the bundled weights {pretrained!r}")
+        load_own(model, state, f"the bundled weights {pretrained!r}")
         model.labels = labels
-        return
-    path = pathlib.Path(pretrained)
-    if path.suffix != ".safetensors":
-        tags = ", ".join(map(repr, card.weights)) or "none"
+    elif kind == "imagenet":
+        if card.backbone is None:
+            raise ValueError(
+                f"pretrained: the backbone of {card.name} is none of timm's, and has no ImageNet weights"
+            )
+        load_imagenet(model, imagenet_state(card.backbone, which))
+    elif Path(pretrained).suffix == ".safetensors":
+        load_own(model, read_state(Path(pretrained)), pretrained)
+    else:
+        tags = ", ".join(map(repr, (*card.weights, *(["imagenet"] if card.backbone else []))))
         raise ValueError(
             f"pretrained must be a tag of {card.name} (it has: {tags}) or the path of a .safetensors file, "
             f"got {pretrained!r}"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of weights at {path}")
-    _load_state(model, _read_state(path), str(path))
-
-
-def _read_state(path: pathlib.Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:  # derives from Exception alone
-        raise RuntimeError(f"{path} is not a safetensors file: {error}; copy or make it again") from error
-
-
-def _load_state(model: VideoClassifier, state: dict[str, Tensor], source: str) -> None:
-    """Loads a state dict whose keys and shapes are exactly the model's; the error lists all that differ."""
-    own = model.state_dict()
-    problems = [f"missing: {key}" for key in own if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in own]
-    problems += [
-        f"{key}: the model has {tuple(own[key].shape)}, the weights {tuple(state[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    if problems:
-        raise RuntimeError(f"{source} do not fit {model.name}:\n  " + "\n  ".join(problems))
-    model.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""SIFA-Net: timm's ResNets on stacked frames, with SIFA inserted into odd blocks of their later stages."""
+"""SIFA-Net: timm's ResNets on stacked frames, with SIFA in the odd blocks of their later stages."""
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,44 +11,31 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from ..insertion import insert
-from ..modules import SIFA
-from .classifier import VideoClassifier
+from ..insertion import insert_module
+from ..modules import GlobalContext
+from .classifier import VideoClassifier, channels_last, steps_of
+from .variants import temporal_module
 
 TEMPORAL_STRIDE = 4
 """Frames per step: the published stem is a Conv3d(3, 64, (4, 7, 7), stride (4, 2, 2), padding (0, 3, 3))."""
 
-# The channels come from the backbone; a last convolution needs the features, not the aggregate alone.
-_SIFA_OPTIONS = tuple(
-    name for name in inspect.signature(SIFA).parameters if name not in ("channels", "residual")
-)
-
 
 def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
-    """A timm ResNet as a video classifier.
+    """A timm ResNet as a video classifier: :func:`sifa_net` of it.
 
     Its 7x7 stem takes 12 channels, four stacked frames: the published 3-D stem with the same parameters.
-
-    Args:
-        backbone: timm's name of a ResNet.
-        num_classes, num_frames: see :class:`VideoClassifier`.
-        **options: ``stages`` (default 2, 3, 4) whose odd blocks get SIFA, none for the plain 2-D network;
-            ``dropout`` before the classifier (0.5); and those of :class:`sifa.SIFA` but ``channels`` and
-            ``residual``.
-
-    Raises:
-        ValueError: an option that does not exist or is out of its range.
     """
     # timm starts the last norm of every block at 0. With SIFA, whose aggregate is cubic in the features, this
     # also keeps an untrained network's outputs finite.
     network = timm.create_model(backbone, in_chans=3 * TEMPORAL_STRIDE, num_classes=0, pretrained=False)
-    return _classifier(network, num_classes, num_frames, **options)
+    return sifa_net(network, num_classes=num_classes, num_frames=num_frames, **options)
 
 
 def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
     """A narrow ResNet of six basic blocks, without stage 1; its stem has the spatial stride 4 at once.
 
-    The options are those of :func:`resnet`; ``dropout`` is 0.1 by default.
+    The options are those of :func:`sifa_net`; by default ``dropout`` is 0.1, and there is neither a global
+    context nor a dual branch.
     """
     network = ResNet(
         BasicBlock,
@@ -63,41 +50,89 @@ def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifie
     network.conv1 = nn.Conv2d(3 * TEMPORAL_STRIDE, 32, kernel_size=7, stride=4, padding=3, bias=False)
     network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return _classifier(network, num_classes, num_frames, **{"dropout": 0.1, **options})
+    defaults: dict[str, Any] = {"dropout": 0.1, "global_context": None, "dual_branch": False}
+    return sifa_net(network, num_classes=num_classes, num_frames=num_frames, **{**defaults, **options})
 
 
-def _classifier(
+def sifa_net(
     network: ResNet,
+    *,
     num_classes: int,
     num_frames: int,
     stages: Iterable[int] = (2, 3, 4),
+    temporal: str | None = "sifa",
+    global_context: str | None = "clip",
+    dual_branch: bool = True,
     dropout: float = 0.5,
     **sifa: Any,
 ) -> VideoClassifier:
-    for option in sifa:
-        if option not in _SIFA_OPTIONS:
-            known = ", ".join(("stages", "dropout", *_SIFA_OPTIONS))
-            raise ValueError(f"unknown model option {option!r}; known: {known}")
+    """SIFA-Net on a ResNet of timm's, with a stem for stacked frames and no classifier.
+
+    Args:
+        network: changed in place.
+        num_classes, num_frames: see :class:`VideoClassifier`.
+        stages: whose odd blocks get SIFA, before their last convolution, and whose even blocks get a global
+            context, after their last norm. Stage 4 is the paper's stage 5.
+        temporal: what the odd blocks get: see :func:`sifa.models.variants.temporal_module`.
+        global_context: ``"clip"`` (published), ``"frame"`` (causal) or None: see
+            :class:`sifa.modules.GlobalContext`.
+        dual_branch: add a second stage 4, without spatial stride, for the maximum of every two steps.
+        dropout: probability, before the classifiers.
+        **sifa: arguments of :class:`sifa.SIFA` but ``channels`` and ``residual``.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022, section 4.
+    """
     stages = sorted(set(stages))
-    possible = [stage for stage in (1, 2, 3, 4) if len(network.get_submodule(f"layer{stage}")) > 1]
-    if not set(stages) <= set(possible):
-        raise ValueError(f"stages must be among {possible}, those with a second block, got {stages}")
-    # In front of a block's last convolution: the activated output of its (first or only) 3x3 convolution.
-    last = "conv3" if isinstance(network.layer4[0], Bottleneck) else "conv2"
-    where = [
-        f"layer{stage}.{block}.{last}"
-        for stage in stages
-        for block in range(1, len(network.get_submodule(f"layer{stage}")), 2)
-    ]
-    model = VideoClassifier(network, network.num_features, num_classes, num_frames, TEMPORAL_STRIDE, dropout)
-    if where:
-        steps = num_frames // TEMPORAL_STRIDE
-        insert(
+    if not set(stages) <= {1, 2, 3, 4}:
+        raise ValueError(f"stages must be among 1, 2, 3 and 4, got {stages}")
+    # A block's last convolution reads the activated output of its (first or only) 3x3 convolution.
+    last = "3" if isinstance(network.layer4[0], Bottleneck) else "2"
+    num_blocks = {stage: len(network.get_submodule(f"layer{stage}")) for stage in stages}
+    for stage in stages:
+        if num_blocks[stage] < 2 and temporal is not None:
+            raise ValueError(f"stages must have a second block, which stage {stage} of this network has not")
+    odd, even = (
+        [f"layer{stage}.{block}" for stage in stages for block in range(first, num_blocks[stage], 2)]
+        for first in (1, 0)
+    )
+    steps = steps_of(num_frames, TEMPORAL_STRIDE)
+    example = torch.zeros(steps, 3 * TEMPORAL_STRIDE, 32, 32)
+
+    if odd and temporal is not None:
+        insert_module(
             network,
-            where,
+            [f"{block}.conv{last}" for block in odd],
             steps,
+            lambda channels: temporal_module(temporal, channels, **sifa),
             layout="NCHW",
-            example=torch.zeros(steps, 3 * TEMPORAL_STRIDE, 32, 32),
-            **sifa,
+            example=example,
         )
-    return model.to(memory_format=torch.channels_last)
+    if even and global_context is not None:
+        insert_module(
+            network,
+            [f"{block}.bn{last}" for block in even],
+            steps,
+            lambda channels: GlobalContext(channels, global_context),
+            position="after",
+            layout="NCHW",
+            example=example,
+        )
+    branches = _dual_branch(network) if dual_branch else None
+    model = VideoClassifier(
+        network, network.num_features, num_classes, num_frames, TEMPORAL_STRIDE, dropout, branches
+    )
+    return channels_last(model)
+
+
+def _dual_branch(network: ResNet) -> tuple[nn.Module, nn.Module]:
+    """Stage 4, taken out of the network, and a copy of it without spatial stride."""
+    stage, copied = network.layer4, copy.deepcopy(network.layer4)
+    for module in copied.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+    network.layer4 = nn.Identity()
+    network.global_pool = nn.Identity()
+    return stage, copied

@@ -1,0 +1,79 @@
+"""Models out of folders and off the Hugging Face hub: what VideoClassifier.save_pretrained wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+from .classifier import CONFIG_FILE, WEIGHTS_FILE, VideoClassifier
+from .registry import create_model
+from .weights import load_own, read_state
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
+    strict: bool = True,
+    revision: str | None = None,
+) -> VideoClassifier:
+    """Make a model that :meth:`VideoClassifier.save_pretrained` wrote.
+
+    Args:
+        source: the folder, or a repository of the Hugging Face hub (``"owner/name"``) with the same files.
+        num_classes: another number of classes than the saved one: its last layers are new, random ones.
+        num_frames: another clip length than the saved one.
+        strict: whether a missing, unexpected or misshapen value is an error; otherwise what fits is loaded,
+            and the rest is one warning.
+        revision: branch, tag or commit of the hub repository.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repository, or a file of it is missing.
+        ValueError: the configuration is damaged, or names a model or options that do not exist.
+        RuntimeError: the weights are damaged, or do not fit; all that differs is listed.
+    """
+    config_path, weights_path = (_file(source, name, revision) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    try:
+        facts = json.loads(config_path.read_text())
+        name, config, labels = facts["model"], facts["config"], facts["labels"]
+        if not isinstance(config, dict) or not isinstance(labels, list):
+            raise TypeError("config must be an object, and labels a list")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config_path} is no configuration of a SIFA model: {error!r}") from error
+    model = create_model(name, **config)
+    if len(labels) != model.num_classes:
+        raise ValueError(f"{config_path} names {len(labels)} labels for {model.num_classes} classes")
+    problems = load_own(model, read_state(weights_path), str(weights_path), strict)
+    if problems:
+        warnings.warn(f"{weights_path}: loaded what fits of {name}\n  " + "\n  ".join(problems), stacklevel=2)
+    model.labels = labels
+    if num_classes is not None and num_classes != model.num_classes:
+        model.replace_head(num_classes)
+    if num_frames is not None:
+        model.set_num_frames(num_frames)
+    return model
+
+
+def _file(source: str | os.PathLike[str], name: str, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"the folder {folder} has no {name}: it holds no model of save_pretrained"
+            )
+        return folder / name
+    if len(folder.parts) != 2 or folder.is_absolute():
+        raise FileNotFoundError(f"there is no folder {folder}, and a hub repository is named owner/name")
+    import huggingface_hub  # takes a while, and most models come from folders
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(folder.as_posix(), name, revision=revision))
+    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"there is no folder {folder}, and the hub gives no {name} of {folder.as_posix()}: {reason}"
+        ) from error
