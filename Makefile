@@ -93,8 +93,9 @@ lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-com
 	$(BIN)/shellcheck scripts/*.sh .ci/run
 
 .PHONY: bench
-bench: build ## measure the operator on this machine
+bench: build ## measure the operator, and what it adds to whole networks, on this machine
 	@$(BIN)/python benchmarks/attention.py
+	@$(BIN)/python benchmarks/models.py
 
 .PHONY: clean
 clean: ## remove what was built (the packages in .venv stay: rm -rf .venv removes those)

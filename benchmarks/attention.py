@@ -16,16 +16,14 @@ Printed are the median and the quartiles over the rounds, in milliseconds.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import sifa
 import torch
+from measuring import description, quartiles
 from sifa import reference
 from torch import Tensor
 from torch.nn import functional
@@ -123,7 +121,7 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: str, num_ro
                 synchronize(device)
                 times[name].append(1e3 * (time.perf_counter() - start))
         for name, values in times.items():
-            low, median, high = statistics.quantiles(values, n=4)
+            low, median, high = quartiles(values)
             rows.append(
                 {
                     "shape": [NUM_CLIPS, channels, NUM_STEPS, height, width],
@@ -155,17 +153,6 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def processor(device: str) -> str:
-    """The name of the processor that is measured."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def table_lines(rows: list[dict]) -> list[str]:
     """The measurements as lines of a Markdown table: one per shape, dtype and pass, one column per rival."""
     cells: dict[tuple, list[str]] = {}
@@ -183,17 +170,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
 
-    report: dict[str, object] = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(arguments.device),
-        "versions": {
-            "sifa": sifa.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    print(f"{report['date']}, {report['processor']}")
-    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    facts = description(arguments.device)
+    print(", ".join(facts.values()))
     print("milliseconds: median (quartiles)\n")
     rows: list[dict] = []
     for shape in SHAPES:
@@ -205,7 +183,7 @@ def main() -> None:
             print("\n".join(table_lines(measured)), flush=True)
             rows += measured
     if arguments.json:
-        arguments.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

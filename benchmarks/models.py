@@ -1,0 +1,112 @@
+"""Measures what SIFA adds to a whole network: every family with it and without it, eager and compiled.
+
+python benchmarks/models.py [--models NAME …] [--rounds N] [--json FILE]
+
+Both are the same network but for ``temporal=None``, run on one clip of the card's size, without gradients.
+They are timed in turns, one call each per round. Offsets are random, of one pixel: the zeros of a new model
+would be read from fewer places. Printed are the medians and quartiles over the rounds, in milliseconds, and
+those of the ratio of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import sifa
+import torch
+from measuring import description, quartiles
+from torch import Tensor, nn
+
+# Of each family one; SIFA-Net also without its dual branch, which weighs more than SIFA does.
+MODELS: list[tuple[str, dict]] = [
+    ("sifa_resnet50", {"dual_branch": False}),
+    ("sifa_resnet50", {}),
+    ("sifa_swin_tiny", {"num_frames": 16}),
+    ("sifa_mobilenetv4_small", {}),
+    ("sifa_tiny", {}),
+]
+
+
+def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
+    """The model in evaluation mode, its offsets made random with a standard deviation of one pixel."""
+
+    def calibrate(convolution: nn.Conv2d, _: tuple[Tensor, ...], offset: Tensor) -> Tensor:
+        factor = 1 / offset.std()
+        convolution.weight.data *= factor
+        return offset * factor
+
+    convolutions = [m.conv_offset for m in model.modules() if isinstance(m, sifa.SIFA)]
+    for convolution in convolutions:
+        nn.init.normal_(convolution.weight)
+    hooks = [convolution.register_forward_hook(calibrate) for convolution in convolutions]
+    model.eval()(clip)
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def measure(name: str, options: dict, num_rounds: int) -> dict:
+    """Time a model with and without SIFA, eager and compiled."""
+    torch.manual_seed(0)
+    model, plain = (sifa.create_model(name, **options, **without) for without in ({}, {"temporal": None}))
+    clip = torch.randn(1, 3, model.num_frames, *model.input_size)
+    row: dict = {"name": name, "options": options, "clip": list(clip.shape)}
+    with torch.no_grad():
+        rivals = {"with": with_offsets(model, clip), "without": plain.eval()}
+        if not model(clip).isfinite().all():
+            raise SystemExit(f"{name}: its output is not finite, so its time would mean nothing")
+        for engine in ("eager", "compiled"):
+            torch.compiler.reset()
+            run = {n: torch.compile(m) if engine == "compiled" else m for n, m in rivals.items()}
+            times: dict[str, list[float]] = {n: [] for n in run}
+            for forward in run.values():
+                forward(clip)
+                forward(clip)
+            for _ in range(num_rounds):
+                for n, forward in run.items():
+                    start = time.perf_counter()
+                    forward(clip)
+                    times[n].append(1e3 * (time.perf_counter() - start))
+            ratios = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
+            row[engine] = {n: quartiles(values) for n, values in times.items()}
+            row[engine]["ratio"] = quartiles(ratios)
+    return row
+
+
+def table_line(row: dict) -> str:
+    """The measurements of one model as a line of a Markdown table."""
+    options = "".join(f", {key}={value}" for key, value in row["options"].items())
+    cells = [row["name"] + options, "×".join(map(str, row["clip"]))]
+    for engine in ("eager", "compiled"):
+        for what, digits in (("with", 1), ("without", 1), ("ratio", 3)):
+            low, median, high = row[engine][what]
+            cells.append(f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
+    parser.add_argument("--models", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+
+    facts = description("cpu")
+    print(", ".join(facts.values()))
+    print("milliseconds per clip: median (quartiles)\n")
+    columns = [f"{engine}, {what}" for engine in ("eager", "compiled") for what in ("SIFA", "none", "ratio")]
+    print("| model | clip | " + " | ".join(columns) + " |\n" + "|---" * 8 + "|")
+    rows = []
+    for name, options in MODELS:
+        if not arguments.models or name in arguments.models:
+            rows.append(measure(name, options, arguments.rounds))
+            print(table_line(rows[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
