@@ -106,6 +106,8 @@ def info(
     if Path(what).is_file():
         from .artifact import read_metadata
 
+        if num_frames is not None:
+            raise typer.BadParameter("--num-frames is for the name of a model: a file's frames are fixed")
         facts = read_metadata(what)
     elif what in list_models():
         facts = _card(what)
@@ -193,7 +195,8 @@ def _card(name: str) -> dict[str, Any]:
     facts = {
         field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "build"
     }
-    return {**facts, "streaming": dict(card.streaming), "weights": list(card.weights)}
+    streaming, options = dict(card.streaming), dict(card.options)
+    return {**facts, "options": options, "streaming": streaming, "weights": list(card.weights)}
 
 
 def _counted(name: str, num_frames: int) -> dict[str, int]:

@@ -113,9 +113,10 @@ class Insertion(nn.Module):
 class InsertionWithArguments(Insertion):
     """:class:`Insertion` around a module that takes further arguments, which are forwarded to it.
 
-    TorchScript knows no ``*args``: scripted, the module is called with its first argument only.
-    ``torch.jit.script`` puts the scripted form into the model that it is given too: to go on with the eager
-    one, script a copy, as ``sifa export`` does.
+    TorchScript knows no ``*args``: scripted, it takes and passes on one argument. Where the backbone calls
+    the module with more (``attn`` of a vision transformer), insert at a neighbour that takes one (``norm1``,
+    ``mlp``) to script it. ``torch.jit.script`` puts the scripted form into the model that it is given too: to
+    go on with the eager one, script a copy, as ``sifa export`` does.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """The registered models: what they are made of, that every engine agrees, and what their errors say."""
 
+import copy
 import dataclasses
 import json
 
@@ -18,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 FRAMES, SIZE = 8, 64
 # Of each family the smallest; the others are in the long matrix.
 SMALLEST = ("sifa_tiny", "sifa_resnet18", "sifa_swin_tiny", "sifa_mobilenetv4_small")
+NAMES = [
+    pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in sifa.list_models()
+]
 
 
 def small(name: str, **options) -> VideoClassifier:
@@ -48,11 +52,7 @@ def lively(name: str, **options) -> VideoClassifier:
     return lively_model(name, clips(num_frames=settings["num_frames"]), **settings)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in sifa.list_models()
-    ]
-)
+@pytest.fixture(params=NAMES)
 def model(request):
     """Every registered model, made lively."""
     return lively(request.param)
@@ -83,19 +83,27 @@ def test_every_engine_equals_eager(model, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name, dtype):
-    """The probabilities of a network that amplifies errors little, against those of float32."""
+    """The probabilities of a network that amplifies errors little, against those of float32.
+
+    They move by less than when the offsets are taken away.
+    """
     model = lively_model(name, clips(), opening=0.25, num_classes=5, num_frames=FRAMES, input_size=SIZE)
     with torch.no_grad():
         expected = model(clips()).softmax(1)
-        actual = model.to(dtype)(clips().to(dtype))
-    assert actual.dtype == dtype
-    tolerance = 0.15 if dtype == torch.bfloat16 else 0.03
-    torch.testing.assert_close(actual.float().softmax(1), expected, rtol=0, atol=tolerance)
+        half = copy.deepcopy(model).to(dtype)(clips().to(dtype))
+        for module in model.modules():
+            if isinstance(module, sifa.SIFA):
+                nn.init.zeros_(module.conv_offset.weight)
+        regular = model(clips()).softmax(1)
+    assert half.dtype == dtype
+    error = (half.float().softmax(1) - expected).abs().max()
+    assert error < (0.15 if dtype == torch.bfloat16 else 0.03)
+    assert error < (regular - expected).abs().max()
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_new_model_gives_finite_numbers(name):
     torch.manual_seed(0)
     model = small(name)
@@ -263,6 +271,9 @@ def test_what_a_streaming_model_cannot_have(options, message):
         small("sifa_resnet18", streaming=True, **options)
     with pytest.raises(ValueError, match="GlobalContext at backbone.layer2.0.bn2 depends on later steps"):
         small("sifa_tiny", streaming=True, global_context="clip")
+    with pytest.raises(ValueError, match="streaming=True needs dual_branch=False, got True"):
+        small("sifa_tiny", streaming=True, dual_branch=True)
+    small("sifa_tiny", streaming=True, temporal=None)
 
 
 def test_the_stem_is_the_published_one():
@@ -324,9 +335,12 @@ class _Copies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["sifa_tiny", "sifa_resnet50"])
+@pytest.mark.parametrize("name", NAMES)
 def test_features_stay_channels_last_without_copies(name):
-    """One copy, that stacks the frames; from there on the network reads and writes channels-last in place."""
+    """One copy, that stacks the frames; from there on the network reads and writes channels-last in place.
+
+    Swin and ConvNeXt copy within their own blocks, whose layers change between channels first and last.
+    """
     model = small(name)
     formats = []
     for module in model.modules():
@@ -336,9 +350,10 @@ def test_features_stay_channels_last_without_copies(name):
             )
     with torch.no_grad(), _Copies() as copies:
         model(clips())
-    assert len(formats) > 10
+    assert len(formats) > 5
     assert all(formats)
-    assert len(copies.seen) == 1
+    if "swin" not in name and "convnext" not in name:
+        assert len(copies.seen) == 1
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last_3d", "frames_first", "sliced"])
@@ -365,6 +380,7 @@ def test_set_num_frames():
         model(clips())
     with pytest.raises(torch.jit.Error, match="clip must have 12 frames, got 8"):
         torch.jit.script(model)(clips())
+    assert not hasattr(torch.jit.script(model), "set_num_frames")  # its blocks could not be told
 
 
 @pytest.mark.parametrize("num_frames", [0, -4, 6, 8.0, True])
@@ -395,8 +411,14 @@ def test_bad_clips(clip, message):
         ({"name": "x"}, "no model is called 'x'; known: sifa_convnext_atto, sifa_efficientnet_lite0, "),
         ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"stages": [1]}, "stages must have a second block, which stage 1 of this network has not"),
-        ({"name": "sifa_resnet18", "stages": [5]}, r"stages must be among 1, 2, 3 and 4, got \[5\]"),
-        ({"name": "sifa_swin_tiny", "stages": [0]}, r"stages must be among 1, 2, 3 and 4, got \[0\]"),
+        (
+            {"name": "sifa_resnet18", "stages": [5]},
+            r"stages must be some of 1, 2, 3 and 4, such as \(3, 4\), got \[5\]",
+        ),
+        (
+            {"name": "sifa_swin_tiny", "stages": [0]},
+            r"stages must be some of 1, 2, 3 and 4, such as \(3, 4\), got \[0\]",
+        ),
         (
             {"kernel": 3},
             "unknown option 'kernel' of sifa_tiny; known: input_size, streaming, reference, stages",
@@ -406,6 +428,19 @@ def test_bad_clips(clip, message):
         ({"global_context": "video"}, 'global_context must be "clip", "frame" or None, got \'video\''),
         ({"temporal": "tsm"}, "temporal must be None or one of 'sifa', 'convolution', .*, got 'tsm'"),
         ({"temporal": "shift", "kernel_size": 5}, "kernel_size: an option of SIFA, which temporal='shift'"),
+        ({"stages": 4}, r"stages must be some of 1, 2, 3 and 4, such as \(3, 4\), got 4"),
+        (
+            {"temporal": None, "kernel_size": 3},
+            "kernel_size: an option of SIFA, which temporal=None has no use",
+        ),
+        (
+            {"name": "sifa_swin_tiny", "reference": True},
+            "reference=True needs the option global_context, which",
+        ),
+        (
+            {"streaming": True, "temporal": "shift"},
+            "TemporalShift at backbone.layer2.1.conv2 depends on later",
+        ),
         ({"input_size": 0}, "input_size must be one or two positive integers, got 0"),
         ({"input_size": (64, 64, 3)}, "input_size must be one or two positive integers"),
         (

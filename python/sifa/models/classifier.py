@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 from ..insertion import set_num_steps
 
+TEMPORAL_STRIDE = 4
+"""Frames per step of every registered model: the temporal stride of the published stem."""
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+# What a folder of save_pretrained holds of a model beside its options and labels.
+SAVED_ATTRIBUTES = ("frame_stride", "crop_fraction", "mean", "std")
 
 
 def stack_frames(clip: Tensor, stride: int) -> Tensor:
@@ -34,6 +39,12 @@ def steps_of(num_frames: int, stride: int) -> int:
     if type(num_frames) is not int or num_frames < 1 or num_frames % stride != 0:
         raise ValueError(f"num_frames must be a positive multiple of {stride}, got {num_frames!r}")
     return num_frames // stride
+
+
+def check_num_classes(num_classes: object) -> None:
+    """Raise ValueError unless ``num_classes`` is a positive integer."""
+    if type(num_classes) is not int or num_classes < 1:
+        raise ValueError(f"num_classes must be an integer of at least 1, got {num_classes!r}")
 
 
 def mean_of_steps(features: Tensor, num_steps: int) -> Tensor:
@@ -112,7 +123,6 @@ class VideoClassifier(nn.Module):
         self.temporal_stride = temporal_stride
         self.set_num_frames(num_frames)
 
-    @torch.jit.ignore
     def set_num_frames(self, num_frames: int) -> None:
         """Make the model take clips of another length; before script or export.
 
@@ -136,9 +146,13 @@ class VideoClassifier(nn.Module):
         if "num_frames" in getattr(self, "config", {}):
             self.config["num_frames"] = num_frames
 
-    @torch.jit.ignore
     def replace_head(self, num_classes: int) -> None:
-        """Give the model new, randomly initialised last layers for another number of classes."""
+        """Give the model new, randomly initialised last layers for another number of classes.
+
+        Raises:
+            ValueError: ``num_classes`` is not a positive integer.
+        """
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         for name in ("head", "head_dual"):
             old = getattr(self, name, None)
@@ -149,18 +163,25 @@ class VideoClassifier(nn.Module):
         if "num_classes" in getattr(self, "config", {}):
             self.config["num_classes"] = num_classes
 
-    @torch.jit.ignore
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model into a folder, from which :func:`sifa.from_pretrained` makes it again.
 
         The folder is made if it is not there; its ``config.json`` and ``model.safetensors`` are overwritten.
+
+        Raises:
+            ValueError: the model was not made by :func:`sifa.create_model`, which is how it is made again.
         """
+        if not hasattr(self, "name") or not hasattr(self, "config"):
+            raise ValueError(
+                "save_pretrained needs a model of sifa.create_model; save the state_dict of others"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors writes no channels-last tensors; loading copies into the memory format of the model.
         state = {key: value.contiguous() for key, value in self.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE)
         facts = {"library": "sifa", "model": self.name, "config": self.config, "labels": self.labels}
+        facts |= {name: getattr(self, name) for name in SAVED_ATTRIBUTES}
         (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
     def forward(self, clip: Tensor) -> Tensor:

@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from ..insertion import insert_module
-from .classifier import VideoClassifier, channels_last, steps_of
+from .classifier import TEMPORAL_STRIDE, VideoClassifier, channels_last
 from .variants import temporal_module
-
-TEMPORAL_STRIDE = 4
 
 
 def edge(
@@ -44,8 +42,7 @@ def edge(
         ValueError: an option is out of its range.
     """
     network = timm.create_model(backbone, in_chans=3 * TEMPORAL_STRIDE, num_classes=0, pretrained=False)
-    steps = steps_of(num_frames, TEMPORAL_STRIDE)
-    example = torch.zeros(steps, 3 * TEMPORAL_STRIDE, 64, 64)
+    example = torch.zeros(1, 3 * TEMPORAL_STRIDE, 64, 64)
     if temporal is not None:
         for name, module in network.named_modules():
             if last_norm is not None and fnmatch.fnmatchcase(name, last_norm):
@@ -53,13 +50,13 @@ def edge(
         insert_module(
             network,
             where,
-            steps,
+            1,
             lambda channels: temporal_module(temporal, channels, **sifa),
             position,
             layout="NCHW",
             example=example,
         )
     with torch.no_grad():
-        num_features = network.eval()(example).shape[1]
+        num_features = network.eval()(example).shape[1]  # timm states it in other ways for other networks
     model = VideoClassifier(network.train(), num_features, num_classes, num_frames, TEMPORAL_STRIDE, dropout)
     return channels_last(model)

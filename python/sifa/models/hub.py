@@ -7,7 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
-from .classifier import CONFIG_FILE, WEIGHTS_FILE, VideoClassifier
+from .classifier import CONFIG_FILE, SAVED_ATTRIBUTES, WEIGHTS_FILE, VideoClassifier
 from .registry import create_model
 from .weights import load_own, read_state
 
@@ -41,9 +41,14 @@ def from_pretrained(
         name, config, labels = facts["model"], facts["config"], facts["labels"]
         if not isinstance(config, dict) or not isinstance(labels, list):
             raise TypeError("config must be an object, and labels a list")
+        if {"name", "pretrained"} & set(config):
+            raise ValueError("config must hold neither name nor pretrained")
+        model = create_model(name, **config)
+        for attribute in SAVED_ATTRIBUTES:
+            value = facts[attribute]
+            setattr(model, attribute, tuple(value) if isinstance(value, list) else value)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config_path} is no configuration of a SIFA model: {error!r}") from error
-    model = create_model(name, **config)
+        raise ValueError(f"{config_path} is no configuration of a SIFA model: {error}") from error
     if len(labels) != model.num_classes:
         raise ValueError(f"{config_path} names {len(labels)} labels for {model.num_classes} classes")
     problems = load_own(model, read_state(weights_path), str(weights_path), strict)

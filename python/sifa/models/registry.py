@@ -15,7 +15,7 @@ from typing import Any
 
 from ..insertion import Insertion
 from ..modules import SIFA, GlobalContext
-from .classifier import VideoClassifier
+from .classifier import VideoClassifier, check_num_classes
 from .edge import edge
 from .resnet import resnet, sifa_net, tiny
 from .swin import swin
@@ -39,7 +39,7 @@ class ModelCard:
         name: for :func:`create_model`.
         summary: one sentence.
         build: called with ``num_classes``, ``num_frames`` and the model's options.
-        options: names of these options.
+        options: these options and their defaults.
         num_classes, num_frames, frame_stride: defaults; a clip is ``num_frames`` frames, ``frame_stride``
             apart.
         input_size: (H, W) in pixels; frames are resized to a short side of ``round(H / crop_fraction)`` and
@@ -54,7 +54,7 @@ class ModelCard:
     name: str
     summary: str
     build: Callable[..., VideoClassifier]
-    options: tuple[str, ...]
+    options: Mapping[str, Any]
     num_classes: int
     num_frames: int
     frame_stride: int
@@ -70,15 +70,15 @@ class ModelCard:
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _options(build: Callable[..., Any]) -> tuple[str, ...]:
-    """The options of a builder's own, then those of SIFA."""
-    own = [
-        name
+def _options(build: Callable[..., Any], **other_defaults: Any) -> dict[str, Any]:
+    """A builder's own options, then those of SIFA, and their defaults."""
+    own = {
+        name: parameter.default
         for name, parameter in inspect.signature(build).parameters.items()
         if parameter.kind == parameter.KEYWORD_ONLY
         and name not in ("num_classes", "num_frames", "input_size")
-    ]
-    return (*own, *SIFA_OPTIONS)
+    }
+    return {**own, **SIFA_OPTIONS, **other_defaults}
 
 
 def _kinetics(name: str, backbone: str, build: Callable[..., VideoClassifier], **facts: Any) -> ModelCard:
@@ -138,7 +138,7 @@ _CARDS = {
             name="sifa_tiny",
             summary="A narrow ResNet for the bundled motion task and for embedded boards.",
             build=tiny,
-            options=_options(sifa_net),
+            options=_options(sifa_net, dropout=0.1, global_context=None, dual_branch=False),
             num_classes=10,
             num_frames=16,
             frame_stride=1,
@@ -149,6 +149,7 @@ _CARDS = {
             parameters=1_004_682,
             multiply_adds=224_271_872,
             attention_multiply_adds=3_490_560,
+            streaming={"frame_shift": -1, "dual_branch": False},
             weights={"motion": "sifa_tiny"},
         ),
         _resnet_card(18, 20_314_232, 12_105_545_728, 48_771_072),
@@ -244,24 +245,30 @@ def create_model(
         RuntimeError: the file of weights is damaged, or they do not fit; every key that differs is named.
     """
     card = model_card(name)
-    for given, preset, option in (
-        (streaming, card.streaming, "streaming"),
-        (reference, REFERENCE, "reference"),
-    ):
-        config = _with_preset(config, preset, option) if given else config
     for option in config:
         if option not in card.options:
             raise ValueError(
                 f"unknown option {option!r} of {name}; known: input_size, streaming, reference, "
                 f"{', '.join(card.options)}"
             )
+    temporal = config.get("temporal", "sifa")
+    if temporal != "sifa" and (unused := [option for option in config if option in SIFA_OPTIONS]):
+        raise ValueError(
+            f"{', '.join(unused)}: an option of SIFA, which temporal={temporal!r} has no use for"
+        )
+    presets = [("streaming", card.streaming)] if streaming else []
+    presets += [("reference", REFERENCE)] if reference else []
+    for preset, values in presets:
+        config = _with_preset(config, values, preset, card)
     settings = {
         "num_classes": card.num_classes if num_classes is None else num_classes,
         "num_frames": card.num_frames if num_frames is None else num_frames,
+        **card.options,
         **config,
     }
-    if type(settings["num_classes"]) is not int or settings["num_classes"] < 1:
-        raise ValueError(f"num_classes must be an integer of at least 1, got {num_classes!r}")
+    if temporal != "sifa":
+        settings = {option: value for option, value in settings.items() if option not in SIFA_OPTIONS}
+    check_num_classes(settings["num_classes"])
     size = _two_sides(card.input_size if input_size is None else input_size)
     if input_size is not None:
         settings["input_size"] = size
@@ -289,10 +296,14 @@ def _two_sides(size: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _with_preset(config: dict[str, Any], preset: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _with_preset(
+    config: dict[str, Any], preset: Mapping[str, Any], name: str, card: ModelCard
+) -> dict[str, Any]:
     for option, value in preset.items():
+        if option not in card.options:
+            raise ValueError(f"{name}=True needs the option {option}, which {card.name} has not")
         if config.get(option, value) != value:
-            raise ValueError(f"{name}=True needs {option}={value!r}, got {config[option]!r}")
+            raise ValueError(f"{name}=True needs {option}={value!r}, got {config[option]!r}: leave it out")
     return {**config, **preset}
 
 
@@ -326,7 +337,10 @@ def _load(model: VideoClassifier, card: ModelCard, pretrained: str) -> None:
             raise ValueError(
                 f"pretrained: the backbone of {card.name} is none of timm's, and has no ImageNet weights"
             )
-        load_imagenet(model, imagenet_state(card.backbone, which))
+        state, normalisation = imagenet_state(card.backbone, which)
+        load_imagenet(model, state)
+        for attribute, value in normalisation.items():
+            setattr(model, attribute, value)
     elif Path(pretrained).suffix == ".safetensors":
         load_own(model, read_state(Path(pretrained)), pretrained)
     else:

@@ -13,17 +13,15 @@ from torch import nn
 
 from ..insertion import insert_module
 from ..modules import GlobalContext
-from .classifier import VideoClassifier, channels_last, steps_of
-from .variants import temporal_module
-
-TEMPORAL_STRIDE = 4
-"""Frames per step: the published stem is a Conv3d(3, 64, (4, 7, 7), stride (4, 2, 2), padding (0, 3, 3))."""
+from .classifier import TEMPORAL_STRIDE, VideoClassifier, channels_last
+from .variants import checked_stages, temporal_module
 
 
 def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
     """A timm ResNet as a video classifier: :func:`sifa_net` of it.
 
-    Its 7x7 stem takes 12 channels, four stacked frames: the published 3-D stem with the same parameters.
+    Its 7x7 stem takes 12 channels, four stacked frames. This is the published Conv3d(3, 64, (4, 7, 7), stride
+    (4, 2, 2), padding (0, 3, 3)), with the same parameters.
     """
     # timm starts the last norm of every block at 0. With SIFA, whose aggregate is cubic in the features, this
     # also keeps an untrained network's outputs finite.
@@ -85,9 +83,7 @@ def sifa_net(
 
     Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022, section 4.
     """
-    stages = sorted(set(stages))
-    if not set(stages) <= {1, 2, 3, 4}:
-        raise ValueError(f"stages must be among 1, 2, 3 and 4, got {stages}")
+    stages = checked_stages(stages)
     # A block's last convolution reads the activated output of its (first or only) 3x3 convolution.
     last = "3" if isinstance(network.layer4[0], Bottleneck) else "2"
     num_blocks = {stage: len(network.get_submodule(f"layer{stage}")) for stage in stages}
@@ -98,14 +94,14 @@ def sifa_net(
         [f"layer{stage}.{block}" for stage in stages for block in range(first, num_blocks[stage], 2)]
         for first in (1, 0)
     )
-    steps = steps_of(num_frames, TEMPORAL_STRIDE)
-    example = torch.zeros(steps, 3 * TEMPORAL_STRIDE, 32, 32)
+    # One image; the classifier tells every insertion its number of steps.
+    example = torch.zeros(1, 3 * TEMPORAL_STRIDE, 32, 32)
 
     if odd and temporal is not None:
         insert_module(
             network,
             [f"{block}.conv{last}" for block in odd],
-            steps,
+            1,
             lambda channels: temporal_module(temporal, channels, **sifa),
             layout="NCHW",
             example=example,
@@ -114,7 +110,7 @@ def sifa_net(
         insert_module(
             network,
             [f"{block}.bn{last}" for block in even],
-            steps,
+            1,
             lambda channels: GlobalContext(channels, global_context),
             position="after",
             layout="NCHW",

@@ -9,11 +9,8 @@ import timm
 
 from ..insertion import insert_module
 from ..modules import TemporalConvolution
-from .classifier import VideoClassifier, steps_of
-from .variants import temporal_module
-
-TEMPORAL_STRIDE = 4
-"""Frames per step: the 3-D patch embedding of 4x4x4 pixels is a 2-D one of four stacked frames."""
+from .classifier import TEMPORAL_STRIDE, VideoClassifier
+from .variants import checked_stages, temporal_module
 
 
 def swin(
@@ -50,9 +47,7 @@ def swin(
     network = timm.create_model(
         backbone, in_chans=3 * TEMPORAL_STRIDE, num_classes=0, pretrained=False, img_size=input_size
     )
-    stages = sorted(set(stages))
-    if not set(stages) <= {1, 2, 3, 4}:
-        raise ValueError(f"stages must be among 1, 2, 3 and 4, got {stages}")
+    stages = checked_stages(stages)
     # By index, not by the effective shift: timm sets that to 0 where one window covers the frame.
     even, odd = (
         [
@@ -62,11 +57,10 @@ def swin(
         ]
         for first in (0, 1)
     )
-    steps = steps_of(num_frames, TEMPORAL_STRIDE)
     if even and temporal is not None:
         insert_module(
-            network, even, steps, lambda channels: temporal_module(temporal, channels, **sifa), layout="NHWC"
+            network, even, 1, lambda channels: temporal_module(temporal, channels, **sifa), layout="NHWC"
         )
     if odd and temporal_conv:
-        insert_module(network, odd, steps, TemporalConvolution, layout="NHWC")
+        insert_module(network, odd, 1, TemporalConvolution, layout="NHWC")
     return VideoClassifier(network, network.num_features, num_classes, num_frames, TEMPORAL_STRIDE, dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -11,9 +12,19 @@ from ..modules import SIFA
 from ..rivals import RIVALS
 
 # The channels come from the backbone; what follows needs the features, not the aggregate alone.
-SIFA_OPTIONS = tuple(
-    name for name in inspect.signature(SIFA).parameters if name not in ("channels", "residual")
-)
+SIFA_OPTIONS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SIFA).parameters.items()
+    if name not in ("channels", "residual")
+}
+"""The options of :class:`sifa.SIFA` that a model has too, and their defaults."""
+
+
+def checked_stages(stages: Iterable[int]) -> list[int]:
+    """The stages, sorted. Raises ValueError unless they are some of 1, 2, 3 and 4."""
+    if isinstance(stages, int | str) or not set(stages) <= {1, 2, 3, 4}:
+        raise ValueError(f"stages must be some of 1, 2, 3 and 4, such as (3, 4), got {stages!r}")
+    return sorted(set(stages))
 
 
 def temporal_module(temporal: str, channels: int, **sifa: Any) -> nn.Module:

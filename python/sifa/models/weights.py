@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,9 +14,10 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from .classifier import VideoClassifier
+from .classifier import TEMPORAL_STRIDE, VideoClassifier
 
 _log = logging.getLogger(__name__)
 
@@ -118,18 +120,18 @@ def load_own(
 # --- Image networks of timm's -----------------------------------------------------------------------------
 
 
-def imagenet_state(backbone: str, which: str) -> dict[str, Tensor]:
-    """The weights of an image network.
+def imagenet_state(backbone: str, which: str) -> tuple[dict[str, Tensor], dict[str, tuple[float, ...]]]:
+    """The weights of an image network, and the ``mean`` and ``std`` of its training where they are known.
 
     Args:
         backbone: timm's name of it.
         which: a tag of timm's (``"a1_in1k"``), empty for its default one; both are downloaded. Or the path of
-            a file of such weights.
+            a file of such weights, whose normalisation is taken to be the card's.
     """
     if which and Path(which).suffix:
-        return read_state(Path(which))
-    name = f"{backbone}.{which}" if which else backbone
-    return timm.create_model(name, pretrained=True).state_dict()
+        return read_state(Path(which)), {}
+    network = timm.create_model(f"{backbone}.{which}" if which else backbone, pretrained=True)
+    return network.state_dict(), {name: tuple(network.pretrained_cfg[name]) for name in ("mean", "std")}
 
 
 def load_imagenet(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
@@ -155,10 +157,14 @@ def load_imagenet(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
             continue
         value = state[name]
         used.add(name)
-        if value.ndim == 4 and value.shape[1] * 4 == current.shape[1]:
-            steps = value.new_zeros(*value.shape[:2], 4, *value.shape[2:])
+        if value.ndim == 4 and value.shape[1] * TEMPORAL_STRIDE == current.shape[1]:
+            steps = value.new_zeros(*value.shape[:2], TEMPORAL_STRIDE, *value.shape[2:])
             steps[:, :, IMAGENET_STEP] = value
             value = steps.flatten(1, 2)
+        if key.endswith("relative_position_bias_table") and value.shape != current.shape:
+            # The window of a smaller input is smaller: 2 w - 1 differences along each axis.
+            window = (math.isqrt(current.shape[0]) + 1) // 2
+            value = resize_rel_pos_bias_table(value, (window, window), current.shape)
         if value.shape != current.shape:
             problems.append(f"{key}: the model has {tuple(current.shape)}, the weights {tuple(value.shape)}")
         values[key] = value
