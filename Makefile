@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1 \t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1 \t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 	@echo "PYTHON=python3.12, TORCH=existing or TORCH_INDEX=URL choose what .venv is made with (see CONTRIBUTING.md)."
 
 # The machine is looked at every time (it takes no time); only what is missing is installed.

@@ -125,7 +125,7 @@ check_venv() {
     stop ".venv was made with Python $existing, not $wanted: remove it (rm -rf .venv) to make another."
   [[ ! -e .venv/.settings ]] || { read -r torch && read -r torch_index; } <.venv/.settings
   if [[ -n $TORCH && $TORCH != "$torch" ]] || [[ -n $TORCH_INDEX && $TORCH_INDEX != "$torch_index" ]]; then
-    stop ".venv was made with TORCH=$torch TORCH_INDEX=$torch_index: remove it (rm -rf .venv) to make another."
+    stop ".venv was made with TORCH=\"$torch\" and TORCH_INDEX=\"$torch_index\": remove it (rm -rf .venv) to make another."
   fi
 }
 

@@ -65,7 +65,11 @@ std::string as_text(const Arguments& arguments, const sifa::Classifier& classifi
     text << number << sifa::one_line(classifier.labels()[index]) << "\n";
   }
   text << prediction.indices.size() << " frames, " << prediction.indices.front() << " to "
-       << prediction.indices.back() << ", of " << prediction.total_frames << "\n";
+       << prediction.indices.back() << ", of " << prediction.total_frames;
+  if (prediction.indices.size() > static_cast<std::size_t>(prediction.total_frames)) {
+    text << " (the video is shorter than the clip: frames are repeated)";
+  }
+  text << "\n";
   std::snprintf(number, sizeof number, "%.0f ms, decode %.0f ms, model %.0f ms", load_ms,
                 prediction.decode_ms, prediction.model_ms);
   text << "load " << number;

@@ -150,12 +150,15 @@ def export_torchscript(model: VideoClassifier, path: str | os.PathLike[str]) -> 
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        IsADirectoryError: `path` is a folder.
         ValueError: the model's labels do not match its outputs.
         RuntimeError: the scripted graph does not answer as the model does.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file in it")
     classifier = FrameClassifier(copy.deepcopy(model)).to("cpu", torch.float32).eval()
     frames = reference_frames(model.num_frames, model.input_size)
     with torch.inference_mode(), warnings.catch_warnings():

@@ -123,6 +123,7 @@ def test_version_and_help(run):
             "multiple of 4, got 7",
         ),
         (["export", "sifa_tiny", "-o", "no/m.pt", "--random-weights"], "there is no folder no"),
+        (["export", "sifa_tiny", "-o", ".", "--random-weights"], "cannot write .: it is a folder"),
         (
             ["info", "missing.pt"],
             "there is no file missing.pt, and no model of that name: sifa_convnext_atto, ",

@@ -449,6 +449,7 @@ def test_bad_clips(clip, message):
         ),
         ({"kernel_size": 2}, "kernel_size must be odd"),
         ({"pretrained": "imagenet"}, "the backbone of sifa_tiny is none of timm's"),
+        ({"pretrained": True}, r"pretrained must be a tag of sifa_tiny \(it has: 'motion'\) or .*, got True"),
         (
             {"pretrained": "kinetics"},
             r"a tag of sifa_tiny \(it has: 'motion'\) or the path of a .safetensors file",

@@ -9,6 +9,7 @@ import functools
 import importlib.resources
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def create_model(
     num_classes: int | None = None,
     num_frames: int | None = None,
     input_size: int | Sequence[int] | None = None,
-    pretrained: str | None = None,
+    pretrained: str | os.PathLike[str] | None = None,
     streaming: bool = False,
     reference: bool = False,
     **config: Any,
@@ -323,7 +324,12 @@ def _check_causal(model: VideoClassifier) -> None:
             )
 
 
-def _load(model: VideoClassifier, card: ModelCard, pretrained: str) -> None:
+def _load(model: VideoClassifier, card: ModelCard, pretrained: str | os.PathLike[str]) -> None:
+    tags = ", ".join(map(repr, (*card.weights, *(["imagenet"] if card.backbone else [])))) or "none"
+    expected = f"pretrained must be a tag of {card.name} (it has: {tags}) or the path of a .safetensors file"
+    if not isinstance(pretrained, str | os.PathLike):
+        raise ValueError(f"{expected}, got {pretrained!r}")
+    pretrained = os.fspath(pretrained)
     kind, _, which = pretrained.partition(":")
     if pretrained in card.weights:
         folder = importlib.resources.files("sifa") / "weights"
@@ -344,8 +350,4 @@ def _load(model: VideoClassifier, card: ModelCard, pretrained: str) -> None:
     elif Path(pretrained).suffix == ".safetensors":
         load_own(model, read_state(Path(pretrained)), pretrained)
     else:
-        tags = ", ".join(map(repr, (*card.weights, *(["imagenet"] if card.backbone else []))))
-        raise ValueError(
-            f"pretrained must be a tag of {card.name} (it has: {tags}) or the path of a .safetensors file, "
-            f"got {pretrained!r}"
-        )
+        raise ValueError(f"{expected}, got {pretrained!r}")
