@@ -350,7 +350,7 @@ def test_features_stay_channels_last_without_copies(name):
             )
     with torch.no_grad(), _Copies() as copies:
         model(clips())
-    assert len(formats) > 5
+    assert len(formats) > (5 if "swin" in name else 10)  # Swin has few convolutions
     assert all(formats)
     if "swin" not in name and "convnext" not in name:
         assert len(copies.seen) == 1

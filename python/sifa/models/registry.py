@@ -18,7 +18,7 @@ from ..insertion import Insertion
 from ..modules import SIFA, GlobalContext
 from .classifier import VideoClassifier, check_num_classes
 from .edge import edge
-from .resnet import resnet, sifa_net, tiny
+from .resnet import TINY_DEFAULTS, resnet, sifa_net, tiny
 from .swin import swin
 from .variants import SIFA_OPTIONS
 from .weights import imagenet_state, load_imagenet, load_own, read_state
@@ -139,7 +139,7 @@ _CARDS = {
             name="sifa_tiny",
             summary="A narrow ResNet for the bundled motion task and for embedded boards.",
             build=tiny,
-            options=_options(sifa_net, dropout=0.1, global_context=None, dual_branch=False),
+            options=_options(sifa_net, **TINY_DEFAULTS),
             num_classes=10,
             num_frames=16,
             frame_stride=1,

@@ -16,6 +16,9 @@ from ..modules import GlobalContext
 from .classifier import TEMPORAL_STRIDE, VideoClassifier, channels_last
 from .variants import checked_stages, temporal_module
 
+TINY_DEFAULTS: dict[str, Any] = {"dropout": 0.1, "global_context": None, "dual_branch": False}
+"""Where :func:`tiny` differs from the defaults of :func:`sifa_net`."""
+
 
 def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
     """A timm ResNet as a video classifier: :func:`sifa_net` of it.
@@ -32,8 +35,7 @@ def resnet(backbone: str, *, num_classes: int, num_frames: int, **options: Any) 
 def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifier:
     """A narrow ResNet of six basic blocks, without stage 1; its stem has the spatial stride 4 at once.
 
-    The options are those of :func:`sifa_net`; by default ``dropout`` is 0.1, and there is neither a global
-    context nor a dual branch.
+    The options are those of :func:`sifa_net`, by default with ``TINY_DEFAULTS``.
     """
     network = ResNet(
         BasicBlock,
@@ -48,8 +50,7 @@ def tiny(*, num_classes: int, num_frames: int, **options: Any) -> VideoClassifie
     network.conv1 = nn.Conv2d(3 * TEMPORAL_STRIDE, 32, kernel_size=7, stride=4, padding=3, bias=False)
     network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    defaults: dict[str, Any] = {"dropout": 0.1, "global_context": None, "dual_branch": False}
-    return sifa_net(network, num_classes=num_classes, num_frames=num_frames, **{**defaults, **options})
+    return sifa_net(network, num_classes=num_classes, num_frames=num_frames, **{**TINY_DEFAULTS, **options})
 
 
 def sifa_net(

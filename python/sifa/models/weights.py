@@ -51,8 +51,7 @@ def _shortened(keys: list[str]) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a ``.safetensors`` file, or from a file of ``torch.save`` (tensors only) of any other
-    suffix.
+    """A state dict from a ``.safetensors`` file, or, of any other suffix, of ``torch.save`` (tensors only).
 
     Raises:
         FileNotFoundError: there is no such file.
