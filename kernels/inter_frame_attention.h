@@ -91,7 +91,7 @@ constexpr int64_t kMaxExtent = int64_t(1) << 24;
 // Where tap `index` (i or j) of a window of `kernel_size` around `coordinate` lies along one axis, in pixels.
 // The sum of integers is exact, so every implementation rounds once, the same way, and drops the same taps.
 template <typename Real>
-SIFA_HOST_DEVICE Real tap_position(int64_t coordinate, int64_t index, int64_t kernel_size, int64_t dilation,
+SIFA_HOST_DEVICE Real tap_position(int32_t coordinate, int32_t index, int32_t kernel_size, int32_t dilation,
                                    Real delta) {
   return static_cast<Real>(coordinate + (index - (kernel_size - 1) / 2) * dilation) + delta;
 }

@@ -1,5 +1,5 @@
 // sifa::inter_frame_attention and its backward on the CPU: turns tensors into the parameter struct, cuts the
-// work into rows and hands them to torch's threads.
+// work into tiles and hands them to torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -28,12 +28,12 @@ Scratch allocate(int64_t bytes) {
   return Scratch(::operator new(static_cast<size_t>(bytes), std::align_val_t(kScratchAlignment)));
 }
 
-// Rows per thread that are worth a thread: about as many products as the elements that torch's own loops ask
+// Tiles per thread that are worth a thread: about as many products as the elements that torch's own loops ask
 // for.
-int64_t row_grain(const InterFrameAttention& call) {
+int64_t tile_grain(const InterFrameAttention& call) {
   constexpr int64_t kProducts = 1 << 16;
-  const int64_t per_row = call.width * call.channels * call.kernel_size * call.kernel_size;
-  return std::max<int64_t>(1, kProducts / std::max<int64_t>(1, per_row));
+  const int64_t per_tile = kTileSize * kTileSize * call.channels * call.kernel_size * call.kernel_size;
+  return std::max<int64_t>(1, kProducts / std::max<int64_t>(1, per_tile));
 }
 
 Tensor inter_frame_attention(Tensor query, Tensor memory, Tensor offset, int64_t kernel_size,
@@ -55,11 +55,10 @@ Tensor inter_frame_attention(Tensor query, Tensor memory, Tensor offset, int64_t
   call.output = output.mutable_data_ptr();
 
   const Kernels& table = kernels();
-  torch::stable::parallel_for(0, call.batch * call.frames * call.height, row_grain(call),
-                              [&](int64_t begin, int64_t end) {
-                                const Scratch scratch = allocate(scratch_bytes(call));
-                                table.forward(call, begin, end, scratch.get());
-                              });
+  torch::stable::parallel_for(0, tiles(call), tile_grain(call), [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(scratch_bytes(call));
+    table.forward(call, begin, end, scratch.get());
+  });
   return output;
 }
 
@@ -110,11 +109,10 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
 
   const Kernels& table = kernels();
   const Scratch tap_gradients = allocate(tap_gradient_bytes(call));
-  torch::stable::parallel_for(0, call.batch * call.frames * call.height, row_grain(call),
-                              [&](int64_t begin, int64_t end) {
-                                const Scratch scratch = allocate(scratch_bytes(call));
-                                table.backward_query(call, begin, end, tap_gradients.get(), scratch.get());
-                              });
+  torch::stable::parallel_for(0, tiles(call), tile_grain(call), [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(scratch_bytes(call));
+    table.backward_query(call, begin, end, tap_gradients.get(), scratch.get());
+  });
   if (call.memory_frames == 0) return {grad_query, grad_memory, grad_offset};
 
   const int64_t bands = memory_bands(call);

@@ -12,22 +12,12 @@ namespace sifa::cpu {
 namespace {
 
 constexpr int kMaxTaps = 81;  // kernel_size 9
-// Room for loops over taps to run past the last one, to a multiple of the longest vector.
-constexpr int kTapStep = 16;
-constexpr int kTapRoom = 96;
+constexpr int kTilePixels = kTileSize * kTileSize;
+// Room for loops over taps to run past the last one, to a multiple of 4.
+constexpr int kTapRoom = 84;
 
 SIFA_INLINE float exponential(float x) { return __builtin_expf(x); }
 SIFA_INLINE double exponential(double x) { return __builtin_exp(x); }
-
-// Row (n, t, y) of the query frames.
-struct Row {
-  int64_t n, t, y;
-};
-
-SIFA_INLINE Row row_at(const InterFrameAttention& call, int64_t index) {
-  const int64_t frame = index / call.height;
-  return {frame / call.frames, frame % call.frames, index % call.height};
-}
 
 template <typename T>
 SIFA_INLINE const T* pixel(const void* data, const PixelStrides& strides, int64_t n, int64_t t, int64_t y,
@@ -41,123 +31,155 @@ SIFA_INLINE int64_t dense_pixel(const InterFrameAttention& call, int64_t frames,
   return ((n * frames + t) * call.height + y) * call.width + x;
 }
 
-// The taps of one pixel. An array per quantity, so that the compiler computes several taps at once.
+// Where a tile lies: its first pixel, and how many of its rows and columns are inside the frame.
+struct Tile {
+  int64_t n, t, y, x;
+  int64_t rows, columns;
+
+  SIFA_INLINE Tile(const InterFrameAttention& call, int64_t index) {
+    const int64_t across = (call.width + kTileSize - 1) / kTileSize, frame = index / tiles_per_frame(call);
+    n = frame / call.frames;
+    t = frame % call.frames;
+    y = index % tiles_per_frame(call) / across * kTileSize;
+    x = index % across * kTileSize;
+    rows = call.height - y < kTileSize ? call.height - y : kTileSize;
+    columns = call.width - x < kTileSize ? call.width - x : kTileSize;
+  }
+
+  // Calls body(y, x, lane) for the pixels inside the frame.
+  template <typename Body>
+  SIFA_INLINE void for_pixels(const Body& body) const {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t column = 0; column < columns; ++column) {
+        body(y + row, x + column, static_cast<int>(row * kTileSize + column));
+      }
+    }
+  }
+};
+
+// The taps of a tile: a pixel in each lane, so that they are located together.
 template <typename T, typename Real = Accumulator<T>>
 class Taps {
  public:
-  int count = 0;            // of taps that contribute
-  int32_t index[kMaxTaps];  // their p, ascending
-  // By p, for the taps that contribute: see AxisSample.
-  int32_t y_low[kTapRoom], y_high[kTapRoom], x_low[kTapRoom], x_high[kTapRoom];
-  Real y_weight_low[kTapRoom], y_weight_high[kTapRoom], x_weight_low[kTapRoom], x_weight_high[kTapRoom];
-  Real y_slope_low[kTapRoom], y_slope_high[kTapRoom], x_slope_low[kTapRoom], x_slope_high[kTapRoom];
+  // Of the low corner of each tap along y and x. Outside the frame it is -1.
+  int32_t top[kMaxTaps][kTilePixels], left[kMaxTaps][kTilePixels];
+  // Whether the tap contributes, and which of its rows and columns lie in the frame: kTop to kRight.
+  int32_t flags[kMaxTaps][kTilePixels];
+  static constexpr int32_t kContributes = 1, kTop = 2, kBottom = 4, kLeft = 8, kRight = 16;
+  // Weights of the low and the high row and column, 0 outside the frame: see AxisSample.
+  Real y_weight[kMaxTaps][2][kTilePixels], x_weight[kMaxTaps][2][kTilePixels];
 
   explicit Taps(const InterFrameAttention& call)
-      : call_(call), number_(static_cast<int>(call.kernel_size * call.kernel_size)) {
-    for (int p = 0; p < number_; ++p) {
-      row_[p] = static_cast<int32_t>(p / call.kernel_size);
-      column_[p] = static_cast<int32_t>(p % call.kernel_size);
+      : call_(call), number_(static_cast<int>(call.kernel_size * call.kernel_size)) {}
+
+  SIFA_INLINE int number() const { return number_; }
+
+  SIFA_INLINE void locate(const Tile& tile) {
+    if (call_.offsets == ScalarKind::kFloat32) {
+      locate(tile, static_cast<const float*>(call_.offset));
+    } else {
+      locate(tile, static_cast<const T*>(call_.offset));
     }
   }
 
-  SIFA_INLINE void locate_at(const Row& row, int64_t x) {
-    read_offsets(row, x);
-    for (int first = 0; first < number_; first += kTapStep) {
-      for (int p = first; p < first + kTapStep; ++p) {
-        AxisSample<Real> along_y, along_x;
-        const bool y_inside = locate(tap_position(row.y, row_[p], call_.kernel_size, call_.dilation, dy_[p]),
-                                     call_.height, along_y);
-        const bool x_inside = locate(tap_position(x, column_[p], call_.kernel_size, call_.dilation, dx_[p]),
-                                     call_.width, along_x);
-        contributes_[p] = y_inside & x_inside;
-        y_low[p] = along_y.low;
-        y_high[p] = along_y.high;
-        x_low[p] = along_x.low;
-        x_high[p] = along_x.high;
-        y_weight_low[p] = along_y.weight_low;
-        y_weight_high[p] = along_y.weight_high;
-        x_weight_low[p] = along_x.weight_low;
-        x_weight_high[p] = along_x.weight_high;
-        y_slope_low[p] = along_y.slope_low;
-        y_slope_high[p] = along_y.slope_high;
-        x_slope_low[p] = along_x.slope_low;
-        x_slope_high[p] = along_x.slope_high;
-      }
-    }
-    count = 0;
+  // Writes the taps of a pixel that contribute, in ascending order, and returns how many they are.
+  SIFA_INLINE int contributing(int lane, int* taps) const {
+    int count = 0;
     for (int p = 0; p < number_; ++p) {
-      index[count] = p;
-      count += contributes_[p];
+      taps[count] = p;
+      count += flags[p][lane] & kContributes;
     }
+    return count;
   }
 
  private:
-  SIFA_INLINE void read_offsets(const Row& row, int64_t x) {
-    const OffsetStrides& strides = call_.offset_strides;
-    const int64_t base =
-        row.n * strides.batch + row.t * strides.frame + row.y * strides.row + x * strides.column;
-    if (call_.offsets == ScalarKind::kFloat32) {
-      read_offsets(static_cast<const float*>(call_.offset) + base, strides.channel);
-    } else {
-      read_offsets(static_cast<const T*>(call_.offset) + base, strides.channel);
-    }
-  }
-
   template <typename Offset>
-  SIFA_INLINE void read_offsets(const Offset* offset, int64_t stride) {
-    for (int p = 0; p < number_; ++p, offset += 2 * stride) {
-      dy_[p] = load_one(offset);
-      dx_[p] = load_one(offset + stride);
+  SIFA_INLINE void locate(const Tile& tile, const Offset* offset) {
+    const OffsetStrides& strides = call_.offset_strides;
+    int32_t rows[kTilePixels], columns[kTilePixels];
+    for (int lane = 0; lane < kTilePixels; ++lane) {
+      // What lies outside the frame is not used: the nearest pixel inside takes its lane.
+      const int64_t row = lane / kTileSize < tile.rows ? lane / kTileSize : tile.rows - 1;
+      const int64_t column = lane % kTileSize < tile.columns ? lane % kTileSize : tile.columns - 1;
+      rows[lane] = static_cast<int32_t>(tile.y + row);
+      columns[lane] = static_cast<int32_t>(tile.x + column);
+      const Offset* of_pixel = offset + tile.n * strides.batch + tile.t * strides.frame +
+                               rows[lane] * strides.row + columns[lane] * strides.column;
+      for (int p = 0; p < number_; ++p, of_pixel += 2 * strides.channel) {
+        dy_[p][lane] = load_one(of_pixel);
+        dx_[p][lane] = load_one(of_pixel + strides.channel);
+      }
+    }
+    const int32_t size = static_cast<int32_t>(call_.kernel_size);
+    const int32_t dilation = static_cast<int32_t>(call_.dilation);
+    for (int p = 0; p < number_; ++p) {
+      const int32_t i = p / size, j = p % size;
+      for (int lane = 0; lane < kTilePixels; ++lane) {
+        AxisSample<Real> y, x;
+        const bool inside =
+            sifa::locate(tap_position(rows[lane], i, size, dilation, dy_[p][lane]), call_.height, y) &
+            sifa::locate(tap_position(columns[lane], j, size, dilation, dx_[p][lane]), call_.width, x);
+        const int32_t has_top = y.slope_low != 0, has_left = x.slope_low != 0;
+        const int32_t has_bottom = y.slope_high != 0, has_right = x.slope_high != 0;
+        top[p][lane] = y.low - 1 + has_top;
+        left[p][lane] = x.low - 1 + has_left;
+        flags[p][lane] = inside * kContributes + has_top * kTop + has_bottom * kBottom + has_left * kLeft +
+                         has_right * kRight;
+        y_weight[p][0][lane] = y.weight_low;
+        y_weight[p][1][lane] = y.weight_high;
+        x_weight[p][0][lane] = x.weight_low;
+        x_weight[p][1][lane] = x.weight_high;
+      }
     }
   }
 
   const InterFrameAttention& call_;
   const int number_;
-  int32_t row_[kTapRoom] = {}, column_[kTapRoom] = {};  // i and j of tap p
-  Real dy_[kTapRoom] = {}, dx_[kTapRoom] = {};
-  int32_t contributes_[kTapRoom];
+  Real dy_[kMaxTaps][kTilePixels], dx_[kMaxTaps][kTilePixels];
 };
 
-// The four pixels of a sample, in the order (low, low), (low, high), (high, low), (high, high) of (y, x), and
-// their bilinear weights.
-template <typename T>
-struct Corners {
-  const T* at[4];
-  Accumulator<T> weight[4];
-
-  SIFA_INLINE Corners from(int64_t channel) const {
-    return {{at[0] + channel, at[1] + channel, at[2] + channel, at[3] + channel},
-            {weight[0], weight[1], weight[2], weight[3]}};
+// The four pixels of each sample of a tile, in the order (low, low), (low, high), (high, low), (high, high)
+// of (y, x), and their bilinear weights. A corner outside the frame is `zeros`, as many as there are
+// channels: not another pixel with weight 0, because 0 times infinity is not 0.
+template <typename T, typename Real = Accumulator<T>>
+class Corners {
+ public:
+  SIFA_INLINE void find(const Taps<T>& taps, const T* frame, const PixelStrides& strides, const T* zeros) {
+    // Addresses as integers, which are computed for several pixels at once.
+    const int64_t row = strides.row * static_cast<int64_t>(sizeof(T));
+    const int64_t column = strides.column * static_cast<int64_t>(sizeof(T));
+    const int64_t base = reinterpret_cast<int64_t>(frame), none = reinterpret_cast<int64_t>(zeros);
+    for (int p = 0; p < taps.number(); ++p) {
+      for (int lane = 0; lane < kTilePixels; ++lane) {
+        const int64_t first = base + taps.top[p][lane] * row + taps.left[p][lane] * column;
+        const int32_t flags = taps.flags[p][lane];
+        const bool top = flags & Taps<T>::kTop, bottom = flags & Taps<T>::kBottom;
+        const bool left = flags & Taps<T>::kLeft, right = flags & Taps<T>::kRight;
+        at_[p][0][lane] = top & left ? first : none;
+        at_[p][1][lane] = top & right ? first + column : none;
+        at_[p][2][lane] = bottom & left ? first + row : none;
+        at_[p][3][lane] = bottom & right ? first + row + column : none;
+      }
+      for (int lane = 0; lane < kTilePixels; ++lane) {
+        const Real top = taps.y_weight[p][0][lane], bottom = taps.y_weight[p][1][lane];
+        const Real left = taps.x_weight[p][0][lane], right = taps.x_weight[p][1][lane];
+        weight_[p][0][lane] = top * left;
+        weight_[p][1][lane] = top * right;
+        weight_[p][2][lane] = bottom * left;
+        weight_[p][3][lane] = bottom * right;
+      }
+    }
   }
+
+  SIFA_INLINE const T* at(int p, int corner, int lane) const {
+    return reinterpret_cast<const T*>(at_[p][corner][lane]);
+  }
+  SIFA_INLINE Real weight(int p, int corner, int lane) const { return weight_[p][corner][lane]; }
+
+ private:
+  int64_t at_[kMaxTaps][4][kTilePixels];
+  Real weight_[kMaxTaps][4][kTilePixels];
 };
-
-// Finds the taps of one pixel in memory frame m, none if m is negative, and the corners of those that
-// contribute. A corner outside the frame is `zeros`, as many as there are channels: not another pixel with
-// weight 0, because 0 times infinity is not 0.
-template <typename T>
-SIFA_INLINE void find_taps(const InterFrameAttention& call, const Row& row, int64_t x, int64_t m,
-                           const T* zeros, Taps<T>& taps, Corners<T>* corners) {
-  if (m < 0) {
-    taps.count = 0;
-    return;
-  }
-  taps.locate_at(row, x);
-  const PixelStrides& strides = call.memory_strides;
-  const T* frame = pixel<T>(call.memory, strides, row.n, m, 0, 0);
-  for (int i = 0; i < taps.count; ++i) {
-    const int p = taps.index[i];
-    const bool has_top = taps.y_slope_low[p] != 0, has_bottom = taps.y_slope_high[p] != 0;
-    const bool has_left = taps.x_slope_low[p] != 0, has_right = taps.x_slope_high[p] != 0;
-    const T* top = frame + taps.y_low[p] * strides.row;
-    const T* bottom = frame + taps.y_high[p] * strides.row;
-    const int64_t left = taps.x_low[p] * strides.column, right = taps.x_high[p] * strides.column;
-    corners[i] = {
-        {has_top & has_left ? top + left : zeros, has_top & has_right ? top + right : zeros,
-         has_bottom & has_left ? bottom + left : zeros, has_bottom & has_right ? bottom + right : zeros},
-        {taps.y_weight_low[p] * taps.x_weight_low[p], taps.y_weight_low[p] * taps.x_weight_high[p],
-         taps.y_weight_high[p] * taps.x_weight_low[p], taps.y_weight_high[p] * taps.x_weight_high[p]}};
-  }
-}
 
 // The scratch of a pixel: a row of zeros to read in place of corners outside the frame, then the samples of
 // one group.
@@ -189,34 +211,41 @@ SIFA_INLINE void normalise(const InterFrameAttention& call, int count, Real* wei
   for (int i = 0; i < count; ++i) weights[i] /= total;
 }
 
-// Samples kTaps taps of one group: writes each sample, and returns the lanes of its product with the query.
+// Samples kTaps taps of one group: writes each sample, and its product with the query.
 template <int kTaps, typename T, typename Real = Accumulator<T>>
-SIFA_INLINE void sample_taps(const T* query, const Corners<T>* corners, int64_t channel, int64_t channels,
-                             Real* samples, int64_t stride, Vector<Real, kNarrow<Real>>* products) {
+SIFA_INLINE void sample_taps(const T* query, const Corners<T>& corners, const int* taps, int lane,
+                             int64_t channel, int64_t channels, Real* samples, int64_t stride,
+                             ChannelSum<T>* products) {
   // Copies of our own: the compiler cannot know that the samples are not written over them.
-  Corners<T> taps[kTaps];
-  for (int i = 0; i < kTaps; ++i) taps[i] = corners[i].from(channel);
-  ChannelSum<Real> sums[kTaps];
-  for_channels<Real>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+  const T* at[kTaps][4];
+  Real weight[kTaps][4];
+  for (int i = 0; i < kTaps; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      at[i][j] = corners.at(taps[i], j, lane) + channel;
+      weight[i][j] = corners.weight(taps[i], j, lane);
+    }
+  }
+  ChannelSum<T> sums[kTaps];
+  for_channels<T>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
     constexpr int kLanes = decltype(lanes)::value;
     const auto q = load<kLanes>(query + c);
     for (int i = 0; i < kTaps; ++i) {
-      Vector<Real, kLanes> value = load<kLanes>(taps[i].at[0] + c) * taps[i].weight[0];
-      for (int j = 1; j < 4; ++j) value += load<kLanes>(taps[i].at[j] + c) * taps[i].weight[j];
+      auto value = load<kLanes>(at[i][0] + c) * weight[i][0];
+      for (int j = 1; j < 4; ++j) value += load<kLanes>(at[i][j] + c) * weight[i][j];
       store<kLanes>(samples + i * stride + c, value);
       sums[i].template add<kLanes>(value * q);
     }
   });
-  for (int i = 0; i < kTaps; ++i) products[i] = sums[i].lanes();
+  for (int i = 0; i < kTaps; ++i) products[i] = sums[i];
 }
 
 // target = (residual +) sum_i weights[i] * samples[i], over the channels of a group.
 template <typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void weighted_sum(const T* residual, const Real* samples, int64_t stride, const Real* weights,
                               int count, int64_t channels, T* target) {
-  for_channel_blocks<Real>(channels, [&](auto lanes, auto block, int64_t c) __attribute__((always_inline)) {
+  for_channel_blocks<T>(channels, [&](auto lanes, auto block, int64_t c) __attribute__((always_inline)) {
     constexpr int kLanes = decltype(lanes)::value, kBlock = decltype(block)::value;
-    Vector<Real, kLanes> sums[kBlock] = {};
+    Block<Real, kLanes> sums[kBlock] = {};
     if (residual != nullptr) {
       for (int b = 0; b < kBlock; ++b) sums[b] = load<kLanes>(residual + c + b * kLanes);
     }
@@ -229,52 +258,61 @@ SIFA_INLINE void weighted_sum(const T* residual, const Real* samples, int64_t st
 }
 
 template <typename T, typename Real = Accumulator<T>>
-void forward_rows(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
+void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
   const int64_t channels = call.channels / call.groups, stride = sample_stride(call);
   const Real scale = static_cast<Real>(call.scale);
   const T* zeros = clear_zeros<T>(call, scratch);
   Real* samples = samples_of<T>(call, scratch);
-  Taps<T> taps(call);
-  Corners<T> corners[kMaxTaps];
-  Vector<Real, kNarrow<Real>> products[kMaxTaps];
-  Real weights[kMaxTaps];
+  Taps<T> located(call);
+  int taps[kMaxTaps];
+  Corners<T> corners;
+  ChannelSum<T> products[kTapRoom];
+  Real weights[kTapRoom];
 
   for (int64_t index = begin; index < end; ++index) {
-    const Row row = row_at(call, index);
-    const int64_t m = neighbour_frame(call, row.t);
-    for (int64_t x = 0; x < call.width; ++x) {
-      find_taps(call, row, x, m, zeros, taps, corners);
-      const T* query_pixel = pixel<T>(call.query, call.query_strides, row.n, row.t, row.y, x);
-      T* output_pixel = static_cast<T*>(call.output) +
-                        dense_pixel(call, call.frames, row.n, row.t, row.y, x) * call.channels;
+    const Tile tile(call, index);
+    const int64_t m = neighbour_frame(call, tile.t);
+    if (m >= 0) {
+      located.locate(tile);
+      corners.find(located, pixel<T>(call.memory, call.memory_strides, tile.n, m, 0, 0), call.memory_strides,
+                   zeros);
+    }
+    tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
+      const int count = m < 0 ? 0 : located.contributing(lane, taps);
+      const T* query_pixel = pixel<T>(call.query, call.query_strides, tile.n, tile.t, y, x);
+      T* output_pixel =
+          static_cast<T*>(call.output) + dense_pixel(call, call.frames, tile.n, tile.t, y, x) * call.channels;
       for (int64_t channel = 0; channel < call.channels; channel += channels) {
         const T* query = query_pixel + channel;
         int i = 0;
-        for (; i + 2 <= taps.count; i += 2) {
-          sample_taps<2>(query, corners + i, channel, channels, samples + i * stride, stride, products + i);
+        for (; i + 2 <= count; i += 2) {
+          sample_taps<2>(query, corners, taps + i, lane, channel, channels, samples + i * stride, stride,
+                         products + i);
         }
-        if (i < taps.count) {
-          sample_taps<1>(query, corners + i, channel, channels, samples + i * stride, stride, products + i);
+        if (i < count) {
+          sample_taps<1>(query, corners, taps + i, lane, channel, channels, samples + i * stride, stride,
+                         products + i);
         }
-        for (i = 0; i < taps.count; ++i) weights[i] = scale * sum_lanes<Real>(products[i]);
-        normalise(call, taps.count, weights);
-        weighted_sum(call.residual ? query : nullptr, samples, stride, weights, taps.count, channels,
+        for (i = 0; i < count; i += 4) total<4>(products + i, weights + i);
+        for (i = 0; i < count; ++i) weights[i] *= scale;
+        normalise(call, count, weights);
+        weighted_sum(call.residual ? query : nullptr, samples, stride, weights, count, channels,
                      output_pixel + channel);
       }
-    }
+    });
   }
 }
 
-// From products with the four corners to those with the sample of tap p and its derivatives along y and x.
-template <typename T, typename Lanes>
-SIFA_INLINE void combine(const Taps<T>& taps, int p, const Lanes* corner, Lanes& sample, Lanes& dy,
-                         Lanes& dx) {
-  const Lanes low = corner[0] * taps.x_weight_low[p] + corner[1] * taps.x_weight_high[p];
-  const Lanes high = corner[2] * taps.x_weight_low[p] + corner[3] * taps.x_weight_high[p];
-  sample = low * taps.y_weight_low[p] + high * taps.y_weight_high[p];
-  dy = low * taps.y_slope_low[p] + high * taps.y_slope_high[p];
-  dx = (corner[0] * taps.x_slope_low[p] + corner[1] * taps.x_slope_high[p]) * taps.y_weight_low[p] +
-       (corner[2] * taps.x_slope_low[p] + corner[3] * taps.x_slope_high[p]) * taps.y_weight_high[p];
+// From products with the four corners of tap p to those with its sample and the sample's derivatives along y
+// and x.
+template <typename T, typename Real>
+SIFA_INLINE void combine(const Taps<T>& taps, int p, int lane, const Real* corner, Real& sample, Real& dy,
+                         Real& dx) {
+  const Real top = taps.y_weight[p][0][lane], bottom = taps.y_weight[p][1][lane];
+  const Real left = taps.x_weight[p][0][lane], right = taps.x_weight[p][1][lane];
+  sample = (corner[0] * left + corner[1] * right) * top + (corner[2] * left + corner[3] * right) * bottom;
+  dy = (corner[2] - corner[0]) * left + (corner[3] - corner[1]) * right;
+  dx = (corner[1] - corner[0]) * top + (corner[3] - corner[2]) * bottom;
 }
 
 // Writes the offset gradients of one pixel, in the type of the offsets.
@@ -298,71 +336,72 @@ SIFA_INLINE void store_grad_offset(const InterFrameAttentionBackward& call, int6
 //   grad s_p = w_p G + logit_p q
 //   grad offset_p = <grad s_p, d s_p>
 template <typename T, typename Real = Accumulator<T>>
-void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin, int64_t end,
-                         void* tap_gradients, void* scratch) {
+void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin, int64_t end,
+                          void* tap_gradients, void* scratch) {
   const int64_t channels = call.channels / call.groups, stride = sample_stride(call);
   const int64_t tap_count = call.kernel_size * call.kernel_size;
   const Real scale = static_cast<Real>(call.scale);
   const T* zeros = clear_zeros<T>(call, scratch);
   Real* samples = samples_of<T>(call, scratch);
-  Taps<T> taps(call);
-  Corners<T> corners[kMaxTaps];
+  Taps<T> located(call);
+  int taps[kMaxTaps];
+  Corners<T> corners;
   Real weights[kMaxTaps], logit_gradients[kMaxTaps];
   // Products of the query and of G with the sample and with its derivatives.
   Real query_dy[kMaxTaps], query_dx[kMaxTaps], grad_sample[kMaxTaps], grad_dy[kMaxTaps], grad_dx[kMaxTaps];
   Real offset_gradients[2 * kMaxTaps];
 
   for (int64_t index = begin; index < end; ++index) {
-    const Row row = row_at(call, index);
-    const int64_t m = neighbour_frame(call, row.t);
-    for (int64_t x = 0; x < call.width; ++x) {
-      find_taps(call, row, x, m, zeros, taps, corners);
-      const int64_t position = dense_pixel(call, call.frames, row.n, row.t, row.y, x);
+    const Tile tile(call, index);
+    const int64_t m = neighbour_frame(call, tile.t);
+    if (m >= 0) {
+      located.locate(tile);
+      corners.find(located, pixel<T>(call.memory, call.memory_strides, tile.n, m, 0, 0), call.memory_strides,
+                   zeros);
+    }
+    tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
+      const int count = m < 0 ? 0 : located.contributing(lane, taps);
+      const int64_t position = dense_pixel(call, call.frames, tile.n, tile.t, y, x);
       Real* kept = static_cast<Real*>(tap_gradients) + position * tap_count * call.groups * 2;
       for (int64_t i = 0; i < 2 * tap_count; ++i) offset_gradients[i] = 0;
 
       for (int64_t group = 0; group < call.groups; ++group) {
         const int64_t channel = group * channels;
-        const T* query = pixel<T>(call.query, call.query_strides, row.n, row.t, row.y, x) + channel;
-        const T* grad =
-            pixel<T>(call.grad_output, call.grad_output_strides, row.n, row.t, row.y, x) + channel;
-        for (int i = 0; i < taps.count; ++i) {
-          const Corners<T> tap = corners[i].from(channel);
+        const T* query = pixel<T>(call.query, call.query_strides, tile.n, tile.t, y, x) + channel;
+        const T* grad = pixel<T>(call.grad_output, call.grad_output_strides, tile.n, tile.t, y, x) + channel;
+        for (int i = 0; i < count; ++i) {
+          const T* at[4];
+          Real weight[4];
+          for (int j = 0; j < 4; ++j) {
+            at[j] = corners.at(taps[i], j, lane) + channel;
+            weight[j] = corners.weight(taps[i], j, lane);
+          }
           Real* sample = samples + i * stride;
-          ChannelSum<Real> query_sums[4], grad_sums[4];
-          for_channels<Real>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+          ChannelSum<T> sums[8];  // of the query with the four corners, then of G
+          for_channels<T>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
             constexpr int kLanes = decltype(lanes)::value;
             const auto q = load<kLanes>(query + c), g = load<kLanes>(grad + c);
-            Vector<Real, kLanes> value{};
+            Block<Real, kLanes> value{};
             for (int j = 0; j < 4; ++j) {
-              const auto corner = load<kLanes>(tap.at[j] + c);
-              value += corner * tap.weight[j];
-              query_sums[j].template add<kLanes>(q * corner);
-              grad_sums[j].template add<kLanes>(g * corner);
+              const auto corner = load<kLanes>(at[j] + c);
+              value += corner * weight[j];
+              sums[j].template add<kLanes>(q * corner);
+              sums[4 + j].template add<kLanes>(g * corner);
             }
             store<kLanes>(sample + c, value);
           });
-          using Lanes = Vector<Real, kNarrow<Real>>;
-          const Lanes query_corners[4] = {query_sums[0].lanes(), query_sums[1].lanes(), query_sums[2].lanes(),
-                                          query_sums[3].lanes()};
-          const Lanes grad_corners[4] = {grad_sums[0].lanes(), grad_sums[1].lanes(), grad_sums[2].lanes(),
-                                         grad_sums[3].lanes()};
-          Lanes along, dy, dx;
-          combine(taps, taps.index[i], query_corners, along, dy, dx);
-          weights[i] = scale * sum_lanes<Real>(along);
-          query_dy[i] = sum_lanes<Real>(dy);
-          query_dx[i] = sum_lanes<Real>(dx);
-          combine(taps, taps.index[i], grad_corners, along, dy, dx);
-          grad_sample[i] = sum_lanes<Real>(along);
-          grad_dy[i] = sum_lanes<Real>(dy);
-          grad_dx[i] = sum_lanes<Real>(dx);
+          Real products[8];
+          total<8>(sums, products);
+          combine(located, taps[i], lane, products, weights[i], query_dy[i], query_dx[i]);
+          combine(located, taps[i], lane, products + 4, grad_sample[i], grad_dy[i], grad_dx[i]);
+          weights[i] *= scale;
         }
-        normalise(call, taps.count, weights);
+        normalise(call, count, weights);
 
         Real mean = 0;
-        for (int i = 0; i < taps.count && call.softmax; ++i) mean += weights[i] * grad_sample[i];
-        for (int i = 0; i < taps.count; ++i) {
-          const int64_t p = taps.index[i];
+        for (int i = 0; i < count && call.softmax; ++i) mean += weights[i] * grad_sample[i];
+        for (int i = 0; i < count; ++i) {
+          const int64_t p = taps[i];
           const Real logit =
               call.softmax ? scale * weights[i] * (grad_sample[i] - mean) : scale * grad_sample[i];
           logit_gradients[i] = logit;
@@ -371,11 +410,11 @@ void backward_query_rows(const InterFrameAttentionBackward& call, int64_t begin,
           kept[(p * call.groups + group) * 2] = weights[i];
           kept[(p * call.groups + group) * 2 + 1] = logit;
         }
-        weighted_sum(call.residual ? grad : nullptr, samples, stride, logit_gradients, taps.count, channels,
+        weighted_sum(call.residual ? grad : nullptr, samples, stride, logit_gradients, count, channels,
                      static_cast<T*>(call.grad_query) + position * call.channels + channel);
       }
       store_grad_offset<T>(call, position * 2 * tap_count, 2 * tap_count, offset_gradients);
-    }
+    });
   }
 }
 
@@ -389,7 +428,7 @@ SIFA_INLINE void scatter(const T* grad, const T* query, Real weight, Real logit,
     targets[j] = target_list[j];
     corner_weights[j] = weight_list[j];
   }
-  for_channels<Real>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+  for_channels<T>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
     constexpr int kLanes = decltype(lanes)::value;
     const auto value = load<kLanes>(grad + c) * weight + load<kLanes>(query + c) * logit;
     for (int j = 0; j < kCorners; ++j) {
@@ -415,35 +454,36 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
   }
   std::memset(sums, 0, static_cast<size_t>((end - begin) * row_size) * sizeof(Real));
 
-  Taps<T> taps(call);
+  Taps<T> located(call);
+  int taps[kMaxTaps];
   for (int64_t t = 0; t < call.frames; ++t) {
     if (neighbour_frame(call, t) != m) continue;
-    for (int64_t y = 0; y < call.height; ++y) {
-      for (int64_t x = 0; x < call.width; ++x) {
-        taps.locate_at({n, t, y}, x);
+    const int64_t first_tile = (n * call.frames + t) * tiles_per_frame(call);
+    for (int64_t index = first_tile; index < first_tile + tiles_per_frame(call); ++index) {
+      const Tile tile(call, index);
+      located.locate(tile);
+      tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
+        const int count = located.contributing(lane, taps);
         const int64_t position = dense_pixel(call, call.frames, n, t, y, x);
         const Real* kept = static_cast<const Real*>(tap_gradients) + position * tap_count * call.groups * 2;
         const T* query = pixel<T>(call.query, call.query_strides, n, t, y, x);
         const T* grad = pixel<T>(call.grad_output, call.grad_output_strides, n, t, y, x);
-        for (int i = 0; i < taps.count; ++i) {
-          const int p = taps.index[i];
+        for (int i = 0; i < count; ++i) {
+          const int p = taps[i];
+          const int32_t flags = located.flags[p][lane];
+          const int64_t top = located.top[p][lane], left = located.left[p][lane];
           // The corners that exist and lie in [begin, end): 0, 1, 2 or 4.
-          const bool has_row[2] = {
-              taps.y_slope_low[p] != 0 && taps.y_low[p] >= begin && taps.y_low[p] < end,
-              taps.y_slope_high[p] != 0 && taps.y_high[p] >= begin && taps.y_high[p] < end};
-          const bool has_column[2] = {taps.x_slope_low[p] != 0, taps.x_slope_high[p] != 0};
-          const int64_t rows[2] = {taps.y_low[p] - begin, taps.y_high[p] - begin};
-          const int64_t columns[2] = {taps.x_low[p], taps.x_high[p]};
-          const Real row_weights[2] = {taps.y_weight_low[p], taps.y_weight_high[p]};
-          const Real column_weights[2] = {taps.x_weight_low[p], taps.x_weight_high[p]};
+          const bool has_row[2] = {flags & Taps<T>::kTop && top >= begin && top < end,
+                                   flags & Taps<T>::kBottom && top + 1 >= begin && top + 1 < end};
+          const bool has_column[2] = {(flags & Taps<T>::kLeft) != 0, (flags & Taps<T>::kRight) != 0};
           Real* targets[4];
           Real corner_weights[4];
           int corners = 0;
           for (int row = 0; row < 2; ++row) {
             for (int column = 0; column < 2; ++column) {
               if (!has_row[row] || !has_column[column]) continue;
-              targets[corners] = sums + rows[row] * row_size + columns[column] * call.channels;
-              corner_weights[corners++] = row_weights[row] * column_weights[column];
+              targets[corners] = sums + (top + row - begin) * row_size + (left + column) * call.channels;
+              corner_weights[corners++] = located.y_weight[p][row][lane] * located.x_weight[p][column][lane];
             }
           }
           for (int64_t group = 0; group < call.groups && corners > 0; ++group) {
@@ -460,14 +500,18 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
             for (int j = 0; j < corners; ++j) targets[j] += channels;
           }
         }
-      }
+      });
     }
   }
   if constexpr (!kInPlace) {
-    for_channels<Real>((end - begin) * row_size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
-      constexpr int kLanes = decltype(lanes)::value;
-      store<kLanes>(target + c, load<kLanes>(sums + c));
-    });
+    // Group by group, as they were summed: blocks of channels may be in another order than channels.
+    const int64_t groups = (end - begin) * call.width * call.groups;
+    for (int64_t group = 0; group < groups; ++group, sums += channels, target += channels) {
+      for_channels<T>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+        constexpr int kLanes = decltype(lanes)::value;
+        store<kLanes>(target + c, load<kLanes>(sums + c));
+      });
+    }
   }
 }
 
@@ -487,13 +531,13 @@ SIFA_INLINE void for_feature_type(ScalarKind kind, const Run& run) {
 
 void forward(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
   for_feature_type(call.features,
-                   [&](auto type) { forward_rows<decltype(type)>(call, begin, end, scratch); });
+                   [&](auto type) { forward_tiles<decltype(type)>(call, begin, end, scratch); });
 }
 
 void backward_query(const InterFrameAttentionBackward& call, int64_t begin, int64_t end, void* tap_gradients,
                     void* scratch) {
   for_feature_type(call.features, [&](auto type) {
-    backward_query_rows<decltype(type)>(call, begin, end, tap_gradients, scratch);
+    backward_query_tiles<decltype(type)>(call, begin, end, tap_gradients, scratch);
   });
 }
 

@@ -7,17 +7,18 @@
 
 namespace sifa::cpu {
 
-// A call is cut into rows (n, t, y), counted in that order. Every function below writes only what belongs to
-// its own rows, in an order that does not depend on the cut, so results are the same bit for bit for any
-// number of threads. `scratch` is aligned to kScratchAlignment, private to the caller, and as large as the
-// function says.
+// A call is cut into tiles of kTileSize x kTileSize pixels, which at the lower and the right edge of a frame
+// are smaller, counted by (n, t, row of tiles, column of tiles). Every function below writes only what
+// belongs to its own tiles or rows, in an order that does not depend on the cut, so results are the same bit
+// for bit for any number of threads. `scratch` is aligned to kScratchAlignment, private to the caller, and as
+// large as the function says.
 struct Kernels {
   const char* capability;  // "default", "avx2" or "avx512"
 
-  // Writes the query rows [begin, end) of `output`. Scratch: scratch_bytes(call).
+  // Writes the tiles [begin, end) of `output`. Scratch: scratch_bytes(call).
   void (*forward)(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch);
 
-  // Writes the query rows [begin, end) of grad_query, grad_offset and `tap_gradients`, which backward_memory
+  // Writes the tiles [begin, end) of grad_query, grad_offset and `tap_gradients`, which backward_memory
   // reads. Scratch: scratch_bytes(call).
   void (*backward_query)(const InterFrameAttentionBackward& call, int64_t begin, int64_t end,
                          void* tap_gradients, void* scratch);
@@ -28,6 +29,19 @@ struct Kernels {
   void (*backward_memory)(const InterFrameAttentionBackward& call, int64_t n, int64_t m, int64_t begin,
                           int64_t end, const void* tap_gradients, void* scratch);
 };
+
+// The taps of a tile are located together, a pixel in each lane of a vector; and what a tile reads of the
+// memory, about 10 x 10 pixels, stays in the nearest caches, where whole rows of a ResNet's stages do not
+// fit.
+constexpr int kTileSize = 4;
+
+SIFA_HOST_DEVICE int64_t tiles_per_frame(const InterFrameAttention& call) {
+  return ((call.height + kTileSize - 1) / kTileSize) * ((call.width + kTileSize - 1) / kTileSize);
+}
+
+SIFA_HOST_DEVICE int64_t tiles(const InterFrameAttention& call) {
+  return call.batch * call.frames * tiles_per_frame(call);
+}
 
 constexpr int64_t kScratchAlignment = 64;
 

@@ -67,38 +67,106 @@ SIFA_INLINE V load_bits(const void* source) {
   return result;
 }
 
+template <typename Real>
+constexpr int kWide = kVectorBytes / static_cast<int>(sizeof(Real));  // lanes of the processor's own vectors
+
+// Two vectors of the processor's: what is loaded of bfloat16 at once.
+template <typename V>
+struct Pair {
+  V first, second;
+
+  SIFA_INLINE Pair& operator+=(const Pair& other) {
+    first += other.first;
+    second += other.second;
+    return *this;
+  }
+  SIFA_INLINE friend Pair operator+(const Pair& a, const Pair& b) {
+    return {a.first + b.first, a.second + b.second};
+  }
+  SIFA_INLINE friend Pair operator*(const Pair& a, const Pair& b) {
+    return {a.first * b.first, a.second * b.second};
+  }
+  template <typename Real>
+  SIFA_INLINE friend Pair operator*(const Pair& a, Real factor) {
+    return {a.first * factor, a.second * factor};
+  }
+};
+
+// kLanes values in the type that they are computed in.
+template <typename Real, int kLanes, bool kTwo = (kLanes > kWide<Real>)>
+struct BlockType {
+  using type = Vector<Real, kLanes>;
+};
+template <typename Real, int kLanes>
+struct BlockType<Real, kLanes, true> {
+  using type = Pair<Vector<Real, kLanes / 2>>;
+};
+template <typename Real, int kLanes>
+using Block = typename BlockType<Real, kLanes>::type;
+
+// load and store of kLanes adjacent elements. A pair of bfloat16 holds the even elements first and the odd
+// ones second; every load and store of a pair is paired alike, so sums over channels need no other order.
 template <int kLanes>
-SIFA_INLINE Vector<float, kLanes> load(const float* source) {
-  return load_bits<Vector<float, kLanes>>(source);
+SIFA_INLINE Block<float, kLanes> load(const float* source) {
+  if constexpr (kLanes >
+                kWide<float>) {  // vector by vector: copied whole, a pair would pass through the stack
+    using One = Vector<float, kLanes / 2>;
+    return {load_bits<One>(source), load_bits<One>(source + kLanes / 2)};
+  } else {
+    return load_bits<Vector<float, kLanes>>(source);
+  }
 }
 template <int kLanes>
 SIFA_INLINE Vector<double, kLanes> load(const double* source) {
   return load_bits<Vector<double, kLanes>>(source);
 }
 template <int kLanes>
-SIFA_INLINE void store(float* target, Vector<float, kLanes> value) {
-  std::memcpy(target, &value, sizeof(value));
+SIFA_INLINE void store(float* target, const Block<float, kLanes>& value) {
+  if constexpr (kLanes > kWide<float>) {
+    std::memcpy(target, &value.first, sizeof(value.first));
+    std::memcpy(target + kLanes / 2, &value.second, sizeof(value.second));
+  } else {
+    std::memcpy(target, &value, sizeof(value));
+  }
 }
 template <int kLanes>
-SIFA_INLINE void store(double* target, Vector<double, kLanes> value) {
+SIFA_INLINE void store(double* target, const Vector<double, kLanes>& value) {
   std::memcpy(target, &value, sizeof(value));
 }
 
 // bfloat16 is the upper half of a float32. Stores round to nearest, ties to even; a NaN stays one.
 template <int kLanes>
-SIFA_INLINE Vector<float, kLanes> load(const BFloat16* source) {
-  const auto half_words = load_bits<Vector<uint16_t, kLanes>>(source);
-  return bit_cast<Vector<float, kLanes>>(__builtin_convertvector(half_words, Vector<uint32_t, kLanes>) << 16);
-}
-template <int kLanes>
-SIFA_INLINE void store(BFloat16* target, Vector<float, kLanes> value) {
+SIFA_INLINE Vector<uint32_t, kLanes> bfloat16_in_upper_half(Vector<float, kLanes> value) {
   using Words = Vector<uint32_t, kLanes>;
   const auto bits = bit_cast<Words>(value);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const Words is_nan = bit_cast<Words>((bits & 0x7fffffffu) > 0x7f800000u);
-  const Words result = (is_nan & ((bits >> 16) | 0x40u)) | (~is_nan & rounded);
-  const auto half_words = __builtin_convertvector(result, Vector<uint16_t, kLanes>);
-  std::memcpy(target, &half_words, sizeof(half_words));
+  return (is_nan & (bits | 0x400000u)) | (~is_nan & rounded);
+}
+// By pairs there is nothing to widen: one load, and an instruction for each of its two vectors.
+template <int kLanes>
+SIFA_INLINE Block<float, kLanes> load(const BFloat16* source) {
+  if constexpr (kLanes > kWide<float>) {
+    const auto words = load_bits<Vector<uint32_t, kLanes / 2>>(source);
+    return {bit_cast<Vector<float, kLanes / 2>>(words << 16),
+            bit_cast<Vector<float, kLanes / 2>>(words & 0xffff0000u)};
+  } else {
+    const auto half_words = load_bits<Vector<uint16_t, kLanes>>(source);
+    return bit_cast<Vector<float, kLanes>>(__builtin_convertvector(half_words, Vector<uint32_t, kLanes>)
+                                           << 16);
+  }
+}
+template <int kLanes>
+SIFA_INLINE void store(BFloat16* target, const Block<float, kLanes>& value) {
+  if constexpr (kLanes > kWide<float>) {
+    const auto words = (bfloat16_in_upper_half<kLanes / 2>(value.first) >> 16) |
+                       (bfloat16_in_upper_half<kLanes / 2>(value.second) & 0xffff0000u);
+    std::memcpy(target, &words, sizeof(words));
+  } else {
+    const auto half_words =
+        __builtin_convertvector(bfloat16_in_upper_half<kLanes>(value) >> 16, Vector<uint16_t, kLanes>);
+    std::memcpy(target, &half_words, sizeof(half_words));
+  }
 }
 
 // float16 by integer arithmetic, for processors and widths without an instruction for it. A subnormal half is
@@ -200,85 +268,99 @@ struct Lanes {
   static constexpr int value = kCount;
 };
 
-// Vectors as wide as the processor's, of 16 bytes, and single elements: what is left of a group of channels
-// that is no multiple of the first is done with the second and the third.
-template <typename Real>
-constexpr int kWide = kVectorBytes / static_cast<int>(sizeof(Real));
+// Channels are done in blocks as wide as the processor's vectors (bfloat16: two of them), then in vectors of
+// 16 bytes, then one by one.
+template <typename T>
+constexpr int kWidest = kWide<Accumulator<T>>;
+template <>
+constexpr int kWidest<BFloat16> = 2 * kWide<float>;
 template <typename Real>
 constexpr int kNarrow = 16 / static_cast<int>(sizeof(Real));
 
-template <typename Real, typename Body>
+template <typename T, typename Body>
 SIFA_INLINE void for_channels(int64_t count, const Body& body) {
+  constexpr int kShort = kNarrow<Accumulator<T>>;
   int64_t c = 0;
-  for (; c + kWide<Real> <= count; c += kWide<Real>) body(Lanes<kWide<Real>>{}, c);
-  if constexpr (kWide<Real> > kNarrow<Real>) {
-    for (; c + kNarrow<Real> <= count; c += kNarrow<Real>) body(Lanes<kNarrow<Real>>{}, c);
+  for (; c + kWidest<T> <= count; c += kWidest<T>) body(Lanes<kWidest<T>>{}, c);
+  if constexpr (kWidest<T> > kShort) {
+    for (; c + kShort <= count; c += kShort) body(Lanes<kShort>{}, c);
   }
   for (; c < count; ++c) body(Lanes<1>{}, c);
 }
 
-// for_channels in blocks of four of the widest vectors: body(lanes, block, c) handles block * lanes channels.
-template <typename Real, typename Body>
+// for_channels with eight vectors at a time while there are as many, then with four: body(lanes, block, c)
+// handles block * lanes channels.
+template <typename T, typename Body>
 SIFA_INLINE void for_channel_blocks(int64_t count, const Body& body) {
-  constexpr int kBlock = 4;
+  constexpr int kFour = 4 * kWide<Accumulator<T>> / kWidest<T>;
   int64_t done = 0;
-  for (; done + kBlock * kWide<Real> <= count; done += kBlock * kWide<Real>) {
-    body(Lanes<kWide<Real>>{}, Lanes<kBlock>{}, done);
+  for (; done + 2 * kFour * kWidest<T> <= count; done += 2 * kFour * kWidest<T>) {
+    body(Lanes<kWidest<T>>{}, Lanes<2 * kFour>{}, done);
   }
-  for_channels<Real>(count - done, [&](auto lanes, int64_t c)
-                                       __attribute__((always_inline)) { body(lanes, Lanes<1>{}, done + c); });
+  for (; done + kFour * kWidest<T> <= count; done += kFour * kWidest<T>) {
+    body(Lanes<kWidest<T>>{}, Lanes<kFour>{}, done);
+  }
+  for_channels<T>(count - done, [&](auto lanes, int64_t c)
+                                    __attribute__((always_inline)) { body(lanes, Lanes<1>{}, done + c); });
 }
 
 // A sum over channels, taken in for_channels.
-template <typename Real>
+template <typename T, typename Real = Accumulator<T>>
 class ChannelSum {
  public:
   template <int kLanes>
-  SIFA_INLINE void add(Vector<Real, kLanes> value) {
-    if constexpr (kLanes == kWide<Real>) {
-      wide_ += value;
-    } else if constexpr (kLanes == kNarrow<Real>) {
-      narrow_ += value;
+  SIFA_INLINE void add(const Block<Real, kLanes>& value) {
+    if constexpr (kLanes > kWide<Real>) {
+      sum_ += value.first;
+      sum_ += value.second;
+    } else if constexpr (kLanes == kWide<Real>) {
+      sum_ += value;
     } else {
-      single_ += value[0];
+      Vector<Real, kWide<Real>> widened{};
+      std::memcpy(&widened, &value, sizeof(value));
+      sum_ += widened;
     }
   }
 
-  // 16 bytes of partial sums. Adding up these last few lanes is left to sum_lanes, for several sums at once.
-  SIFA_INLINE Vector<Real, kNarrow<Real>> lanes() const {
-    auto result = narrow_;
-    result[0] += single_;
-    if constexpr (kWide<Real> == kNarrow<Real>) {
-      return result + wide_;
-    } else {
-      return result + fold<kWide<Real>>(wide_);
-    }
-  }
+  // The sum in 16 bytes of lanes.
+  SIFA_INLINE Vector<Real, kNarrow<Real>> narrow() const { return fold<kWide<Real>>(sum_); }
 
  private:
   template <int kLanes>
-  SIFA_INLINE static Vector<Real, kNarrow<Real>> fold(Vector<Real, kLanes> value) {
-    Vector<Real, kLanes / 2> halves[2];
-    static_assert(sizeof(halves) == sizeof(value), "two halves");
-    std::memcpy(halves, &value, sizeof(value));
-    if constexpr (kLanes / 2 == kNarrow<Real>) {
-      return halves[0] + halves[1];
+  SIFA_INLINE static Vector<Real, kNarrow<Real>> fold(const Vector<Real, kLanes>& value) {
+    if constexpr (kLanes == kNarrow<Real>) {
+      return value;
     } else {
+      Vector<Real, kLanes / 2> halves[2];
+      static_assert(sizeof(halves) == sizeof(value), "two halves");
+      std::memcpy(halves, &value, sizeof(value));
       return fold<kLanes / 2>(halves[0] + halves[1]);
     }
   }
 
-  Vector<Real, kWide<Real>> wide_{};
-  Vector<Real, kNarrow<Real>> narrow_{};
-  Real single_{};
+  Vector<Real, kWide<Real>> sum_{};
 };
 
-template <typename Real>
-SIFA_INLINE Real sum_lanes(const Vector<Real, kNarrow<Real>>& lanes) {
-  if constexpr (kNarrow<Real> == 4) {
-    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+// The totals of kCount sums, so many lanes at a time as 16 bytes hold: transposed, not added lane by lane.
+template <int kCount, typename T, typename Real = Accumulator<T>>
+SIFA_INLINE void total(const ChannelSum<T>* sums, Real* totals) {
+  using Lanes = Vector<Real, kNarrow<Real>>;
+  static_assert(kCount % 2 == 0, "two at a time");
+  if constexpr (kNarrow<Real> == 4 && kCount % 4 == 0) {
+    for (int i = 0; i < kCount; i += 4) {
+      const Lanes a = sums[i].narrow(), b = sums[i + 1].narrow(), c = sums[i + 2].narrow(),
+                  d = sums[i + 3].narrow();
+      const Lanes ab = Lanes{a[0], b[0], a[1], b[1]} + Lanes{a[2], b[2], a[3], b[3]};
+      const Lanes cd = Lanes{c[0], d[0], c[1], d[1]} + Lanes{c[2], d[2], c[3], d[3]};
+      const Lanes result = Lanes{ab[0], ab[1], cd[0], cd[1]} + Lanes{ab[2], ab[3], cd[2], cd[3]};
+      std::memcpy(totals + i, &result, sizeof(result));
+    }
   } else {
-    return lanes[0] + lanes[1];
+    for (int i = 0; i < kCount; ++i) {
+      const Lanes lanes = sums[i].narrow();
+      totals[i] = 0;
+      for (int lane = 0; lane < kNarrow<Real>; ++lane) totals[i] += lanes[lane];
+    }
   }
 }
 

@@ -348,8 +348,8 @@ Scratch scratch_of(int64_t bytes) {
   return Scratch(::operator new(static_cast<size_t>(bytes), std::align_val_t(cpu::kScratchAlignment)));
 }
 
-// Runs forward and backward, cut into pieces of `rows` rows.
-Buffers run(const cpu::Kernels& kernels, const Case& c, int64_t rows) {
+// Runs forward and backward, cut into pieces of `size` tiles or rows.
+Buffers run(const cpu::Kernels& kernels, const Case& c, int64_t size) {
   Buffers buffers(c);
   InterFrameAttentionBackward call = c.call;
   call.output = buffers.output.data.get();
@@ -357,16 +357,15 @@ Buffers run(const cpu::Kernels& kernels, const Case& c, int64_t rows) {
   call.grad_memory = buffers.grad_memory.data.get();
   call.grad_offset = buffers.grad_offset.data.get();
   const Scratch tap_gradients = scratch_of(cpu::tap_gradient_bytes(call));
-  const int64_t all = call.batch * call.frames * call.height;
-  for (int64_t begin = 0; begin < all; begin += rows) {
-    const int64_t end = std::min(begin + rows, all);
+  for (int64_t begin = 0; begin < cpu::tiles(call); begin += size) {
+    const int64_t end = std::min(begin + size, cpu::tiles(call));
     const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
     kernels.forward(call, begin, end, scratch.get());
     kernels.backward_query(call, begin, end, tap_gradients.get(), scratch.get());
   }
   for (int64_t frame = 0; frame < call.batch * call.memory_frames; ++frame) {
-    for (int64_t begin = 0; begin < call.height; begin += rows) {
-      const int64_t end = std::min(begin + rows, call.height);
+    for (int64_t begin = 0; begin < call.height; begin += size) {
+      const int64_t end = std::min(begin + size, call.height);
       const Scratch scratch = scratch_of(cpu::memory_scratch_bytes(call, end - begin));
       kernels.backward_memory(call, frame / call.memory_frames, frame % call.memory_frames, begin, end,
                               tap_gradients.get(), scratch.get());
@@ -425,8 +424,8 @@ TEST_P(CpuKernels, DoNotDependOnTheCut) {
     const Case c = random_case(seed);
     SCOPED_TRACE(c.description);
     const Buffers whole = run(*kernels_, c, std::numeric_limits<int32_t>::max());
-    for (const int64_t rows : {1, 2, 3}) {
-      const Buffers cut = run(*kernels_, c, rows);
+    for (const int64_t size : {1, 2, 3}) {
+      const Buffers cut = run(*kernels_, c, size);
       expect_same_bits(whole.output, cut.output, "output");
       expect_same_bits(whole.grad_query, cut.grad_query, "grad_query");
       expect_same_bits(whole.grad_memory, cut.grad_memory, "grad_memory");
@@ -457,7 +456,7 @@ TEST_P(CpuKernels, LoadAndStoreEveryHalf) {
     Tensor output(kind, 1, 1, 1, call.width, call.channels);
     call.output = output.data.get();
     const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
-    kernels_->forward(call, 0, 1, scratch.get());
+    kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
     for (int64_t i = 0; i < call.width * call.channels; ++i) {
       const auto result = reinterpret_cast<const uint16_t*>(output.data.get())[i];
       if (std::isnan(c.query->at(0, 0, 0, 0, i))) {
@@ -510,7 +509,7 @@ TEST_P(CpuKernels, RoundToNearestEven) {
         expected(kind, 1, 1, 1, call.width, call.channels);
     call.output = output.data.get();
     const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
-    kernels_->forward(call, 0, 1, scratch.get());
+    kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
     for (int64_t i = 0; i < call.width * call.channels; ++i) {
       const double q = c.query->at(0, 0, 0, 0, i), m = c.memory->at(0, 0, 0, 0, i);
       write(expected.data.get(), kind, i, static_cast<float>(q) + static_cast<float>(m));
@@ -535,7 +534,7 @@ TEST_P(CpuKernels, DoNotReadInfinityOutside) {
   call.offset_strides.channel = 1;
   call.output = output;
   const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
-  kernels_->forward(call, 0, 1, scratch.get());
+  kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
   for (const float value : output) EXPECT_EQ(value, INFINITY);
 }
 
@@ -554,7 +553,7 @@ TEST_P(CpuKernels, SoftmaxOfAVeryNegativeLogit) {
   call.offset_strides.channel = 1;
   call.output = &output;
   const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
-  kernels_->forward(call, 0, 1, scratch.get());
+  kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
   EXPECT_EQ(output, 10);
 }
 
