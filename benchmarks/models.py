@@ -33,15 +33,13 @@ MODELS: list[tuple[str, dict]] = [
 def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
     """The model in evaluation mode, its offsets made random with a standard deviation of one pixel."""
 
-    def calibrate(convolution: nn.Conv2d, _: tuple[Tensor, ...], offset: Tensor) -> Tensor:
-        factor = 1 / offset.std()
-        convolution.weight.data *= factor
-        return offset * factor
+    def calibrate(layer: sifa.SIFA, inputs: tuple[Tensor, ...]) -> None:
+        layer.conv_offset.weight /= layer.offset(inputs[0]).std()
 
-    convolutions = [m.conv_offset for m in model.modules() if isinstance(m, sifa.SIFA)]
-    for convolution in convolutions:
-        nn.init.normal_(convolution.weight)
-    hooks = [convolution.register_forward_hook(calibrate) for convolution in convolutions]
+    layers = [m for m in model.modules() if isinstance(m, sifa.SIFA)]
+    for layer in layers:
+        nn.init.normal_(layer.conv_offset.weight)
+    hooks = [layer.register_forward_pre_hook(calibrate) for layer in layers]
     model.eval()(clip)
     for hook in hooks:
         hook.remove()

@@ -9,19 +9,35 @@
 #include <string>
 
 #include "inter_frame_attention.h"
+#include "motion.h"
 
 namespace sifa {
 
-// Checks every argument and returns the parameters that do not depend on memory: sizes, options and element
-// types. Throws std::runtime_error that names the argument, what was expected and what was given.
+// These check every argument of an operator and return the parameters that are no addresses: sizes, options
+// and element types. They throw std::runtime_error that names the operator, the argument, what was expected
+// and what was given.
 InterFrameAttention check_arguments(const torch::stable::Tensor& query, const torch::stable::Tensor& memory,
                                     const torch::stable::Tensor& offset, int64_t kernel_size,
                                     int64_t dilation, int64_t groups, std::optional<double> scale,
                                     int64_t frame_shift, const std::string& edge, bool softmax,
                                     bool residual);
 
-// Checks that grad_output has the shape, element type and device of query.
+// Checks that grad_output, of inter_frame_attention's backward, has the shape, element type and device of
+// query.
 void check_grad_output(const torch::stable::Tensor& grad_output, const torch::stable::Tensor& query);
+
+MotionSaliency check_motion_saliency(const torch::stable::Tensor& query, const torch::stable::Tensor& memory,
+                                     int64_t frame_shift, const std::string& edge, bool residual);
+
+MotionSaliencyBackward check_motion_saliency_backward(const torch::stable::Tensor& grad_output,
+                                                      const torch::stable::Tensor& query,
+                                                      const torch::stable::Tensor& memory,
+                                                      int64_t frame_shift, const std::string& edge,
+                                                      bool residual);
+
+MotionOffset check_motion_offset(const torch::stable::Tensor& query, const torch::stable::Tensor& memory,
+                                 const torch::stable::Tensor& weight, int64_t frame_shift,
+                                 const std::string& edge, bool residual);
 
 // `features` itself if its channels are adjacent in memory, whatever its other strides: channels_last_3d
 // tensors, the channels-last output of a 2-D backbone viewed as a clip, and slices of both are read in place.
@@ -33,5 +49,7 @@ OffsetStrides offset_strides(const torch::stable::Tensor& offset);
 
 // An uninitialised channels_last_3d tensor with the shape, element type and device of `like`.
 torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like);
+// The same with another number of channels.
+torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like, int64_t channels);
 
 }  // namespace sifa

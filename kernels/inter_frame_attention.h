@@ -15,32 +15,13 @@
 
 #include <cstdint>
 
-// Inlined without exception: kernels are compiled for several instruction sets, and an out-of-line copy that
-// the linker picks from the wrong one would crash an older processor.
-#if defined(__CUDACC__)
-#define SIFA_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SIFA_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "clip.h"
 
 namespace sifa {
-
-enum class ScalarKind : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
-
-// Distances in elements between neighbours along batch, frame, row and column. The distance between channels
-// is 1.
-struct PixelStrides {
-  int64_t batch, frame, row, column;
-};
 
 struct OffsetStrides {
   int64_t batch, channel, frame, row, column;
 };
-
-// The strides of a dense channels-last tensor (N, frames, height, width, channels).
-SIFA_HOST_DEVICE PixelStrides dense_strides(int64_t channels, int64_t frames, int64_t height, int64_t width) {
-  return {frames * height * width * channels, height * width * channels, width * channels, channels};
-}
 
 // Forward pass. The element type of query, memory and output is `features`; that of offset is `offsets`,
 // which is `features` or kFloat32. `output` is dense channels-last: dense_strides(channels, frames, height,
@@ -76,14 +57,6 @@ struct InterFrameAttentionBackward : InterFrameAttention {
   void* grad_memory;
   void* grad_offset;
 };
-
-// The memory frame that query frame t attends to, or -1 if it has none (design section 3, n(t)).
-SIFA_HOST_DEVICE int64_t neighbour_frame(const InterFrameAttention& call, int64_t t) {
-  const int64_t frame = t + call.frame_shift;
-  if (frame >= 0 && frame < call.memory_frames) return frame;
-  if (!call.clamp || call.memory_frames == 0) return -1;
-  return frame < 0 ? 0 : call.memory_frames - 1;
-}
 
 // The largest height, width and dilation: so far a float32 counts pixels exactly, and int32 holds any tap.
 constexpr int64_t kMaxExtent = int64_t(1) << 24;

@@ -2,7 +2,7 @@
 // cuda/.
 #include <torch/csrc/stable/library.h>
 
-// The backward is an operator of its own: the stable ABI has no autograd, so Python ties the two together,
+// A backward is an operator of its own: the stable ABI has no autograd, so Python ties the two together,
 // and passes `deterministic` because the stable ABI does not expose torch's global flag either.
 STABLE_TORCH_LIBRARY(sifa, library) {
   library.def(
@@ -13,4 +13,17 @@ STABLE_TORCH_LIBRARY(sifa, library) {
       "inter_frame_attention_backward(Tensor grad_output, Tensor query, Tensor memory, Tensor offset, "
       "int kernel_size, int dilation, int groups, float? scale, int frame_shift, str edge, bool softmax, "
       "bool residual, bool deterministic) -> (Tensor, Tensor, Tensor)");
+
+  library.def(
+      "motion_saliency(Tensor query, Tensor memory, int frame_shift=1, str edge=\"clamp\", "
+      "bool residual=False) -> Tensor");
+  library.def(
+      "motion_saliency_backward(Tensor grad_output, Tensor query, Tensor memory, int frame_shift, str edge, "
+      "bool residual) -> (Tensor, Tensor)");
+
+  // Has a kernel on the CPU only, and no backward: python/sifa/ops/motion.py composes both of motion_saliency
+  // and torch's convolution.
+  library.def(
+      "motion_offset(Tensor query, Tensor memory, Tensor weight, int frame_shift=1, str edge=\"clamp\", "
+      "bool residual=False) -> Tensor");
 }

@@ -13,6 +13,7 @@
 
 #include "../checks.h"
 #include "launch.h"
+#include "stream.h"
 
 namespace sifa::cuda {
 namespace {
@@ -21,15 +22,6 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-// Tensors made here for one call may be freed while the kernels still run: torch's allocator gives their
-// memory only to later work of the same stream.
 
 Tensor inter_frame_attention(Tensor query, Tensor memory, Tensor offset, int64_t kernel_size,
                              int64_t dilation, int64_t groups, std::optional<double> scale,

@@ -1,56 +1,18 @@
 // Chooses, for each call, the kernel that fits its element type, alignment and window, and launches it.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 
 #include "inter_frame_attention.cuh"
+#include "launch.cuh"
 #include "launch.h"
 
 namespace sifa::cuda {
 namespace {
 
-template <typename Run>
-void for_feature_type(ScalarKind kind, const Run& run) {
-  switch (kind) {
-    case ScalarKind::kFloat32:
-      return run(float{});
-    case ScalarKind::kFloat64:
-      return run(double{});
-    case ScalarKind::kFloat16:
-      return run(__half{});
-    case ScalarKind::kBFloat16:
-      return run(__nv_bfloat16{});
-  }
-}
-
-// Elements in 16 bytes.
-template <typename T>
-constexpr int kPack = 16 / sizeof(T);
-
-// A grid of at most as many blocks as one axis may have; the kernels step over the rest.
-unsigned int grid_for(int64_t items, int64_t per_block) {
-  return static_cast<unsigned int>(std::min<int64_t>((items + per_block - 1) / per_block, 0x7fffffff));
-}
-
 int64_t pixels(const InterFrameAttention& call) {
   return call.batch * call.frames * call.height * call.width;
-}
-
-void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return;
-  std::ostringstream message;
-  message << "inter_frame_attention: the CUDA kernel " << kernel
-          << " could not be launched: " << cudaGetErrorString(error);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
-    message << ". libsifa_ops_cuda.so holds no code for this GPU: build it with the GPU's compute capability "
-            << "in the CMake option SIFA_CUDA_ARCHITECTURES";
-  }
-  throw std::runtime_error(message.str());
 }
 
 // How the kernels that work in teams are laid out: attend and differentiate.
@@ -74,7 +36,7 @@ void launch_attend(const InterFrameAttention& call, cudaStream_t stream) {
   const Teams teams(call);
   const size_t shared = shared_bytes<Accumulator<T>>(teams.threads, teams.size);
   attend<T, V, K><<<teams.blocks, teams.threads, shared, stream>>>(call, teams.size);
-  check_launch("attend");
+  check_launch("inter_frame_attention", "attend");
 }
 
 template <typename T, int V>
@@ -84,7 +46,7 @@ void launch_differentiate(const InterFrameAttentionBackward& call, void* tap_gra
   const size_t shared = shared_bytes<Real>(teams.threads, teams.size);
   differentiate<T, V><<<teams.blocks, teams.threads, shared, stream>>>(
       call, static_cast<TapGradient<Real>*>(tap_gradients), teams.size);
-  check_launch("differentiate");
+  check_launch("inter_frame_attention", "differentiate");
 }
 
 template <typename Real, typename Offset>
@@ -93,7 +55,7 @@ void launch_sum_groups(const InterFrameAttentionBackward& call, const void* tap_
   const int64_t taps = pixels(call) * call.kernel_size * call.kernel_size;
   sum_groups<Real, Offset><<<grid_for(taps, kBlock), kBlock, 0, stream>>>(
       call, static_cast<const TapGradient<Real>*>(tap_gradients));
-  check_launch("sum_groups");
+  check_launch("inter_frame_attention", "sum_groups");
 }
 
 template <typename T, int V>
@@ -102,7 +64,7 @@ void launch_scatter(const InterFrameAttentionBackward& call, const void* tap_gra
   using Real = Accumulator<T>;
   scatter<T, V><<<grid_for(pixels(call) * (call.channels / V), kBlock), kBlock, 0, stream>>>(
       call, static_cast<const TapGradient<Real>*>(tap_gradients), static_cast<Real*>(sums));
-  check_launch("scatter");
+  check_launch("inter_frame_attention", "scatter");
 }
 
 template <typename T>
@@ -112,7 +74,7 @@ void launch_scatter_in_order(const InterFrameAttentionBackward& call, const void
   const int64_t threads = call.batch * call.memory_frames * call.height * call.channels;
   scatter_in_order<T><<<grid_for(threads, kBlock), kBlock, 0, stream>>>(
       call, static_cast<const TapGradient<Real>*>(tap_gradients), static_cast<Real*>(sums));
-  check_launch("scatter_in_order");
+  check_launch("inter_frame_attention", "scatter_in_order");
 }
 
 }  // namespace

@@ -13,11 +13,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <type_traits>
 
 #include "../inter_frame_attention.h"
+#include "pack.cuh"
 
 namespace sifa::cuda {
 
@@ -25,42 +25,10 @@ constexpr int kWarp = 32;
 constexpr int kChannelsPerLane = 8;
 constexpr int kMaxTeam = 512;   // hence at most 4096 channels in a group
 constexpr int kTapsAtOnce = 9;  // taps of a unit held in shared memory at a time: all of a 3x3 window
-constexpr int kBlock = 128;     // threads, unless one team needs more
 constexpr int kMaxSums = 6;     // values that Team::sum adds up at a time
 constexpr int kMaxTeams = 64;   // in a block, so that their taps fit in the 48 KiB every GPU gives unasked
 
-// Sums and positions are float64 for float64 features, else float32 (design section 3).
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // -------------------------------------------------------------------------------------------------- packs
-
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T data[V];
-};
-
-template <int V, typename T, typename Real>
-__device__ __forceinline__ void load_pack(const T* address, Real* values) {
-  if constexpr (V == 1) {
-    values[0] = static_cast<Real>(__ldg(address));
-  } else {
-    static_assert(sizeof(Pack<T, V>) == sizeof(uint4), "a pack is what one instruction moves: 16 bytes");
-    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(address));
-    Pack<T, V> pack;
-    memcpy(&pack, &bits, sizeof(pack));
-#pragma unroll
-    for (int i = 0; i < V; ++i) values[i] = static_cast<Real>(pack.data[i]);
-  }
-}
-
-template <int V, typename T, typename Real>
-__device__ __forceinline__ void store_pack(T* address, const Real* values) {
-  Pack<T, V> pack;
-#pragma unroll
-  for (int i = 0; i < V; ++i) pack.data[i] = static_cast<T>(values[i]);
-  *reinterpret_cast<Pack<T, V>*>(address) = pack;
-}
 
 // Adds weight * values to memory that other threads add to as well. From compute capability 9.0 on, four
 // floats at once.
@@ -667,15 +635,7 @@ inline int block_for(int team) {
   return team * kMaxTeams < kBlock ? team * kMaxTeams : kBlock;
 }
 
-// Whether a tensor can be moved 16 bytes, `pack` elements, at a time: its address and every stride that is
-// used are multiples of that.
-inline bool allows_packs(const void* tensor, const PixelStrides& strides, const InterFrameAttention& call,
-                         int64_t frames, int64_t pack) {
-  return reinterpret_cast<uintptr_t>(tensor) % 16 == 0 && (call.batch == 1 || strides.batch % pack == 0) &&
-         (frames == 1 || strides.frame % pack == 0) && (call.height == 1 || strides.row % pack == 0) &&
-         (call.width == 1 || strides.column % pack == 0);
-}
-
+// Whether packs of `pack` elements fit the groups and the addresses.
 inline bool allows_packs(const InterFrameAttention& call, int64_t pack) {
   return call.channels / call.groups % pack == 0 &&
          allows_packs(call.query, call.query_strides, call, call.frames, pack) &&

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../inter_frame_attention.h"
+#include "../motion.h"
 
 namespace sifa::cuda {
 
@@ -25,5 +26,15 @@ void backward_query(const InterFrameAttentionBackward& call, void* tap_gradients
 // additions.
 void backward_memory(const InterFrameAttentionBackward& call, const void* tap_gradients, void* sums,
                      bool deterministic, cudaStream_t stream);
+
+// Of these, only the tensor that is written must not be empty.
+
+void motion_saliency(const MotionSaliency& call, cudaStream_t stream);
+
+// Writes grad_query.
+void motion_saliency_backward_query(const MotionSaliencyBackward& call, cudaStream_t stream);
+
+// Writes grad_memory, of which every element is summed by one thread, in the order of the frames.
+void motion_saliency_backward_memory(const MotionSaliencyBackward& call, cudaStream_t stream);
 
 }  // namespace sifa::cuda

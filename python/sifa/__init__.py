@@ -1,8 +1,8 @@
 """Stand-Alone Inter-Frame Attention (SIFA, CVPR 2022): train in Python, run anywhere.
 
-``import sifa`` loads the operator and the :class:`SIFA` module and nothing else. The models and
+``import sifa`` loads the operators and the :class:`SIFA` module and nothing else. The models and
 :func:`insert` bring timm and torchvision with them, so they are imported when first asked for: the
-operator alone works beside any torch from 2.10 on, whatever those two make of it.
+operators alone work beside any torch from 2.10 on, whatever those two make of it.
 """
 
 from importlib import import_module
@@ -10,13 +10,22 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .modules import SIFA
-from .ops import inter_frame_attention
+from .ops import inter_frame_attention, motion_offset, motion_saliency
 
 if TYPE_CHECKING:
     from .insertion import insert
     from .models import create_model, from_pretrained, list_models
 
-__all__ = ["SIFA", "create_model", "from_pretrained", "insert", "inter_frame_attention", "list_models"]
+__all__ = [
+    "SIFA",
+    "create_model",
+    "from_pretrained",
+    "insert",
+    "inter_frame_attention",
+    "list_models",
+    "motion_offset",
+    "motion_saliency",
+]
 
 try:
     __version__ = version("sifa")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .ops import inter_frame_attention
+from .ops import inter_frame_attention, motion_offset
 
 
 class SIFA(nn.Module):
@@ -31,7 +31,8 @@ class SIFA(nn.Module):
 
     Attributes:
         conv_offset: the bias-free 3×3 (``"clip"``: 3×3×3) convolution from C to 2k² channels, (Δy, Δx) per
-            tap, in pixels; None with ``offset_from="none"``.
+            tap, in pixels; None with ``offset_from="none"``. From the saliency, the module itself is not
+            called: :func:`sifa.motion_offset` takes its weight.
 
     A channels-last input is read in place; the output is ``torch.channels_last_3d``. Scriptable, compilable
     and exportable.
@@ -130,17 +131,17 @@ class SIFA(nn.Module):
             return clip.new_zeros([1]).expand(batch, taps, steps, height, width)
         if self.offset_from == "clip":
             return self.conv_offset(clip)
+        if self.offset_from == "saliency":
+            return motion_offset(
+                clip, clip, self.conv_offset.weight, self.frame_shift, self.edge, self.residual_saliency
+            )
         # Picked and folded into the batch as (N, T, H, W, C): the frames never leave channels-last.
         index = (torch.arange(steps, device=clip.device) + self.frame_shift).clamp(0, steps - 1)
         pixels = clip.permute(0, 2, 3, 4, 1)
         source = frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
-        if self.offset_from != "memory":
+        if self.offset_from == "difference":
             neighbours = pixels.index_select(1, index).flatten(0, 1).permute(0, 3, 1, 2)
             source = neighbours - frames
-            if self.offset_from == "saliency":
-                source = torch.sigmoid(source) * neighbours
-                if self.residual_saliency:
-                    source = source + neighbours
         offset = self.conv_offset(source).view(batch, steps, taps, height, width).permute(0, 2, 1, 3, 4)
         # From the memory alone, every frame is convolved once and its offsets are picked instead of it.
         return offset[:, :, index] if self.offset_from == "memory" else offset

@@ -1,4 +1,4 @@
-"""Inter-frame attention in a page of plain PyTorch, written to be read beside its equations.
+"""The operators in a page of plain PyTorch, written to be read beside their equations.
 
 The equations are those of "Stand-Alone Inter-Frame Attention in Video Models" (CVPR 2022), for query
 features f (N, C, T, H, W), memory features g (N, C, M, H, W) and offsets o (N, 2k², T, H, W):
@@ -11,8 +11,13 @@ features f (N, C, T, H, W), memory features g (N, C, M, H, W) and offsets o (N, 
     aggregate  A_t  = Σ_p w_tp · k'_tp
     output     Y_t  = f_t + A_t
 
+The offsets come from the same frames:
+
+    saliency   m_t  = sigmoid(n_t - f_t) · n_t, or, with residual, that plus n_t
+    offset     o_t  = the 3×3 convolution of m_t, with a padding of one zero and no bias
+
 It runs on any device and dtype that PyTorch has, is differentiable by autograd, and stores every sample:
-it is the documentation and the oracle of the fused operator, and what runs where there is no binary for it.
+it is the documentation and the oracle of the fused operators, and what runs where there is no binary.
 """
 
 import torch
@@ -45,6 +50,28 @@ def inter_frame_attention(
     aggregate = (weights.unsqueeze(2) * samples.unflatten(1, (groups, -1))).sum(3).flatten(1, 2)
     output = features + aggregate if residual else aggregate
     return output.to(query.dtype)
+
+
+def motion_saliency(
+    query: Tensor, memory: Tensor, frame_shift: int = 1, edge: str = "clamp", residual: bool = False
+) -> Tensor:
+    """Compute what :func:`sifa.motion_saliency` computes; see there for arguments and shapes."""
+    return _saliency(query, memory, frame_shift, edge, residual).to(query.dtype)
+
+
+def motion_offset(
+    query: Tensor,
+    memory: Tensor,
+    weight: Tensor,
+    frame_shift: int = 1,
+    edge: str = "clamp",
+    residual: bool = False,
+) -> Tensor:
+    """Compute what :func:`sifa.motion_offset` computes; see there for arguments and shapes."""
+    saliency = _saliency(query, memory, frame_shift, edge, residual)
+    # A 2-D convolution of every frame.
+    offset = torch.nn.functional.conv3d(saliency, weight.to(saliency.dtype).unsqueeze(2), padding=(0, 1, 1))
+    return offset.to(query.dtype)
 
 
 def attention_weights(
@@ -94,6 +121,14 @@ def tap_positions(offset: Tensor, kernel_size: int = 3, dilation: int = 1) -> Te
     x = torch.arange(width, device=offset.device, dtype=offset.dtype).expand(height, width)
     pixels = torch.stack([y, x]).unsqueeze(1)
     return pixels + taps + offset.unflatten(1, (-1, 2))
+
+
+def _saliency(query: Tensor, memory: Tensor, frame_shift: int, edge: str, residual: bool) -> Tensor:
+    """Return m in the type it is computed in; without a neighbour, which is zeros then, it is 0."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    neighbours = neighbour_frames(memory.to(dtype), query.shape[2], frame_shift, edge)
+    saliency = torch.sigmoid(neighbours - query.to(dtype)) * neighbours
+    return saliency + neighbours if residual else saliency
 
 
 def _prepare(

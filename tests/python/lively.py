@@ -69,21 +69,20 @@ def randomize_offsets(module, sigma, *inputs):
     """Gives every SIFA layer in a module offsets of standard deviation ``sigma`` pixels; returns the module.
 
     A new layer has none, so a test with it proves nothing about deformation. ``module(*inputs)`` is run once;
-    each layer's ``conv_offset`` is scaled when the layers before it are already done.
+    the ``conv_offset`` of each layer is scaled just before the layer runs, when those before it are done.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, sifa.SIFA)]
-    convolutions = [layer.conv_offset for layer in layers if layer.conv_offset is not None]
-    assert convolutions, "the module has no SIFA layer with a conv_offset"
+    layers = [
+        layer for layer in module.modules() if isinstance(layer, sifa.SIFA) and layer.conv_offset is not None
+    ]
+    assert layers, "the module has no SIFA layer with a conv_offset"
 
-    def calibrate(convolution, _, offset):
-        factor = sigma / offset.float().std()
-        convolution.weight.data *= factor
-        return offset * factor
+    def calibrate(layer, inputs):
+        layer.conv_offset.weight *= sigma / layer.offset(inputs[0]).float().std()
 
     with torch.no_grad():
-        for convolution in convolutions:
-            torch.nn.init.normal_(convolution.weight)
-        hooks = [convolution.register_forward_hook(calibrate) for convolution in convolutions]
+        for layer in layers:
+            torch.nn.init.normal_(layer.conv_offset.weight)
+        hooks = [layer.register_forward_pre_hook(calibrate) for layer in layers]
         module(*inputs)
         for hook in hooks:
             hook.remove()

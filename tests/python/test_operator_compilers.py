@@ -132,16 +132,13 @@ def recompile_reasons():
     torch._logging.set_logs()
 
 
-def test_compiled_block_recompiles_only_for_its_convolution(block, recompile_reasons):
-    """torch guards on the folded batch of a convolution: whether it reaches 16 chooses the layout."""
+def test_compiled_block_does_not_recompile(block, recompile_reasons):
     compiled = torch.compile(block, fullgraph=True, dynamic=True)
     with torch.no_grad():
         for batch, frames, height, width in SIZES:
             clip = torch.randn(batch, 8, frames, height, width)
             assert_close(compiled(clip), block(clip))
-    assert graphs() <= 2
-    assert len(recompile_reasons) == graphs() - 1
-    assert all("16" in reason and "conv" in reason for reason in recompile_reasons), recompile_reasons
+    assert graphs() == 1, recompile_reasons
 
 
 def test_compiled_block_trains(block):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sifa
 import torch
-from sifa import ops
+from sifa.ops import library as loading
 
 # Prints one line of numbers that depend on every part of the operator.
 NUMBERS = """
@@ -62,7 +62,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def library():
-    return next(ops._installed("libsifa_ops.so"))
+    return next(loading.installed("libsifa_ops.so"))
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ threads = [threading.Thread(target=__import__, args=("sifa",)) for _ in range(8)
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 import sifa, torch
-from sifa import ops
-ops.load_library()
+from sifa.ops import attention, library, motion
+library.load_library({{**attention.SCHEMAS, **motion.SCHEMAS}}, {{}})
 files = {{line.split()[-1] for line in open("/proc/self/maps") if "libsifa_ops.so" in line}}
 assert files == {{{str(package / "sifa" / "lib" / "libsifa_ops.so")!r}}}, files
 """

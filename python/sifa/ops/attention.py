@@ -1,27 +1,19 @@
-"""The fused operator as PyTorch sees it: its library, and what the stable ABI cannot hold.
-
-``libsifa_ops.so`` brings the schemas, the argument checks and the CPU kernels, ``libsifa_ops_cuda.so`` the
-CUDA kernels. This module loads them, or puts :mod:`sifa.reference` behind the same schemas where there is no
-binary, and adds shape inference, autograd, autocast and the FLOP formulas.
-"""
+"""Inter-frame attention as PyTorch sees it: the public function, and what the stable ABI cannot hold."""
 
 import math
-import sys
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import reference
+from .. import reference
+from .common import Check, cast, differentiate, dtype_name, register_autocast
 
 FORWARD = "sifa::inter_frame_attention"
 BACKWARD = "sifa::inter_frame_attention_backward"
 
-# What kernels/operators.cpp declares and this package calls.
 SCHEMAS = {
     FORWARD: "(Tensor query, Tensor memory, Tensor offset, int kernel_size=3, int dilation=1, int groups=1, "
     'float? scale=None, int frame_shift=1, str edge="clamp", bool softmax=False, bool residual=True) '
@@ -100,100 +92,25 @@ def inter_frame_attention(
     )
 
 
-# --- The library ------------------------------------------------------------------------------------------
+# --- Without a library -------------------------------------------------------------------------------------
 
 
-def load_library() -> None:
-    """Make the operators known to PyTorch, once per process.
-
-    A process that has them already (a C++ host, another copy of this package) loads nothing: a second copy of
-    a stable-ABI library crashes it. Without a library, :mod:`sifa.reference` takes its place, with a warning.
-
-    Raises:
-        ImportError: the library cannot be loaded into this process.
-        RuntimeError: the operators that the process has are not those of this version of the package.
-    """
-    if not hasattr(torch.ops.sifa, "inter_frame_attention"):
-        library = next(_installed("libsifa_ops.so"), None)
-        if library is None:
-            _use_reference()
-            return
-        try:
-            torch.ops.load_library(library)
-        except OSError as error:
-            raise ImportError(
-                f"sifa: {library} cannot be loaded beside torch {torch.__version__}; it needs torch 2.10 or "
-                f"newer and the machine it was built for. Reinstall sifa, or rebuild it with `make build`. "
-                f"{error}"
-            ) from error
-        cuda_library = next(_installed("libsifa_ops_cuda.so"), None)
-        if torch.version.cuda is not None and cuda_library is not None:
-            _load_cuda_library(cuda_library)
-    _check_schemas()
-
-
-def _installed(name: str) -> Iterator[Path]:
-    """Yield the copies of a library inside the package; an editable install has two directories."""
-    for directory in sys.modules[__package__].__path__:
-        path = Path(directory) / "lib" / name
-        if path.is_file():
-            yield path
-
-
-def _load_cuda_library(path: Path) -> None:
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        warnings.warn(
-            f"sifa: {path} does not fit this torch (CUDA {torch.version.cuda}), so CUDA tensors are refused; "
-            f"rebuild it beside this torch. The CPU kernels are loaded. {error}",
-            stacklevel=2,
-        )
-
-
-def _check_schemas() -> None:
-    for name, schema in SCHEMAS.items():
-        overload = getattr(torch.ops.sifa, name.removeprefix("sifa::")).default
-        if overload._schema != torch._C.parse_schema(name + schema):
-            raise RuntimeError(
-                f"sifa: the loaded operator library does not belong to this version of the package: expected "
-                f"{name}{schema}, got {overload._schema}. Rebuild or reinstall sifa."
-            )
-
-
-def _use_reference() -> None:
-    """Define the operators on the plain PyTorch of :mod:`sifa.reference`."""
-    directories = ", ".join(str(Path(directory) / "lib") for directory in sys.modules[__package__].__path__)
-    warnings.warn(
-        f"sifa: found no libsifa_ops.so in {directories}. Inter-frame attention runs in plain PyTorch "
-        "(sifa.reference): the same results, many times slower and with far more memory. "
-        "Build the library with `pip install .` or `make build`.",
-        stacklevel=2,
-    )
-    for name, kernel in ((FORWARD, _reference_forward), (BACKWARD, _reference_backward)):
-        torch.library.define(name, SCHEMAS[name])
-        torch.library.impl(name, "CompositeExplicitAutograd", kernel)
-
-
-def _reference_forward(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
+def _fallback_forward(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
     _check_arguments(query, memory, offset, *arguments)
     output = reference.inter_frame_attention(query, memory, offset, *arguments)
     return output.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _reference_backward(
+def _fallback_backward(
     grad_output: Tensor, query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
     options = arguments[:-1]  # deterministic is last, and plain PyTorch follows the global flag
     _check_arguments(query, memory, offset, *options)
-    query, memory, offset = (tensor.detach().requires_grad_() for tensor in (query, memory, offset))
-    # A kernel runs with autograd taken out of the dispatcher; here autograd is how the gradient is computed.
-    include = torch._C._dispatch_tls_local_include_set()
-    exclude = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
-    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
-        output = reference.inter_frame_attention(query, memory, offset, *options)
-        gradients = torch.autograd.grad(output, (query, memory, offset), grad_output)
-    return tuple(gradient.contiguous(memory_format=torch.channels_last_3d) for gradient in gradients)
+    return differentiate(
+        lambda *inputs: reference.inter_frame_attention(*inputs, *options),
+        (query, memory, offset),
+        grad_output,
+    )
 
 
 def _check_arguments(
@@ -211,20 +128,11 @@ def _check_arguments(
 ) -> None:
     """Check what kernels/checks.cpp checks, in the same words."""
 
-    def check(condition: Any, name: str, expected: str, given: object) -> None:
-        torch._check(condition, lambda: f"inter_frame_attention: {name} must {expected}, got {given}")
-
-    def plain(dtype: torch.dtype) -> str:
-        return str(dtype).removeprefix("torch.")
-
-    for name, tensor, shape in (
-        ("query", query, "(N, C, T, H, W)"),
-        ("memory", memory, "(N, C, M, H, W)"),
-        ("offset", offset, "(N, 2*kernel_size^2, T, H, W)"),
-    ):
-        given = f"{tensor.dim()}-D ({', '.join(str(size) for size in tensor.shape)})"
-        check(tensor.dim() == 5, name, f"be 5-D {shape}", given)
-    batch, channels, steps, height, width = query.shape
+    check = Check("inter_frame_attention")
+    check.rank(query, "query", "(N, C, T, H, W)")
+    check.rank(memory, "memory", "(N, C, M, H, W)")
+    check.rank(offset, "offset", "(N, 2*kernel_size^2, T, H, W)")
+    channels, steps, height, width = query.shape[1:]
 
     check(kernel_size in range(1, 10, 2), "kernel_size", "be odd and between 1 and 9", kernel_size)
     check(dilation >= 1, "dilation", "be at least 1", dilation)
@@ -232,42 +140,29 @@ def _check_arguments(
     check(groups >= 1, "groups", "be at least 1", groups)
     check(channels % groups == 0, "groups", f"divide the {channels} channels of query", groups)
     check(scale is None or math.isfinite(scale), "scale", "be finite", scale)
-    check(edge in ("clamp", "skip"), "edge", 'be "clamp" or "skip"', f'"{edge}"')
+    check.edge(edge)
 
-    for name, tensor in (("memory", memory), ("offset", offset)):
-        check(
-            tensor.device == query.device, name, f"be on the device of query ({query.device})", tensor.device
-        )
+    check.device(memory, "memory", query)
+    check.device(offset, "offset", query)
     # A symbolic size is left to the kernel: a check here would become a constraint of the exported program.
     if isinstance(height, int) and isinstance(width, int):
         fits = height <= 2**24 and width <= 2**24
         check(fits, "query", "have a height and a width of at most 16777216", f"{height}x{width}")
-    features = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    dtype = plain(query.dtype)
-    check(query.dtype in features, "query", "be float32, float64, float16 or bfloat16", dtype)
-    check(memory.dtype == query.dtype, "memory", f"have the dtype of query ({dtype})", plain(memory.dtype))
+    check.feature_dtype(query)
+    check.dtype(memory, "memory", query)
     fits = offset.dtype in (query.dtype, torch.float32)
-    check(fits, "offset", "have the dtype of query or float32", plain(offset.dtype))
+    check(fits, "offset", "have the dtype of query or float32", dtype_name(offset))
 
+    check.memory_size(memory, query)
+    check.size(offset, "offset", 0, "batch size", query)
     taps = 2 * kernel_size * kernel_size
     check(offset.shape[1] == taps, "offset", f"have 2*kernel_size^2 = {taps} channels", offset.shape[1])
-    for name, tensor, axis, what in (
-        ("memory", memory, 0, "batch size"),
-        ("memory", memory, 1, "channels"),
-        ("offset", offset, 0, "batch size"),
-        ("offset", offset, 2, "frames"),
-    ):
-        size = query.shape[axis]
-        check(tensor.shape[axis] == size, name, f"have the {what} of query ({size})", tensor.shape[axis])
-    for name, tensor in (("memory", memory), ("offset", offset)):
-        check(
-            tensor.shape[3] == height and tensor.shape[4] == width,
-            name,
-            f"have the height and width of query ({height}x{width})",
-            f"{tensor.shape[3]}x{tensor.shape[4]}",
-        )
-    if edge == "clamp":
-        check(memory.shape[2] > 0 or steps == 0, "memory", "have at least one frame", memory.shape[2])
+    check.size(offset, "offset", 2, "frames", query)
+    check.height_and_width(offset, "offset", query)
+    check.has_a_frame(memory, query, edge)
+
+
+FALLBACKS: dict[str, Callable[..., Any]] = {FORWARD: _fallback_forward, BACKWARD: _fallback_backward}
 
 
 # --- Shape inference, autograd, autocast, FLOPs -----------------------------------------------------------
@@ -310,15 +205,11 @@ def _double_backward(ctx: Any, *gradients: Tensor) -> None:
 def _autocast_kernel(device_type: str) -> Any:
     """Return the kernel that casts features to the active autocast dtype and offsets to float32.
 
-    Like PyTorch's own, it leaves float64 alone. ``torch.library.register_autocast`` would cast offsets too,
-    and to one dtype fixed at import; positions beyond 256 pixels need more than bfloat16 to be exact.
+    ``torch.library.register_autocast`` would cast offsets too; positions beyond 256 pixels need more than
+    bfloat16 to be exact.
     """
 
     def kernel(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
-        def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-            narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
-            return tensor.to(dtype) if narrow else tensor
-
         dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.sifa.inter_frame_attention(
@@ -348,14 +239,12 @@ def _backward_flops(grad_shape: tuple[int, ...], *arguments: Any, **_: Any) -> i
     return 34 * kernel_size**2 * math.prod(grad_shape)
 
 
-load_library()
-torch.library.register_fake(FORWARD, _fake_forward)
-torch.library.register_fake(BACKWARD, _fake_backward)
-torch.library.register_autograd(FORWARD, _backward, setup_context=_setup_context)
-torch.library.register_autograd(BACKWARD, _double_backward)
-# Kept at module level: the registrations end with the object.
-_autocast = torch.library.Library("sifa", "IMPL")
-_autocast.impl("inter_frame_attention", _autocast_kernel("cpu"), "AutocastCPU")
-_autocast.impl("inter_frame_attention", _autocast_kernel("cuda"), "AutocastCUDA")
-register_flop_formula(torch.ops.sifa.inter_frame_attention)(_forward_flops)
-register_flop_formula(torch.ops.sifa.inter_frame_attention_backward)(_backward_flops)
+def register() -> None:
+    """Add to the loaded operators what the library does not bring."""
+    torch.library.register_fake(FORWARD, _fake_forward)
+    torch.library.register_fake(BACKWARD, _fake_backward)
+    torch.library.register_autograd(FORWARD, _backward, setup_context=_setup_context)
+    torch.library.register_autograd(BACKWARD, _double_backward)
+    register_autocast("inter_frame_attention", _autocast_kernel)
+    register_flop_formula(torch.ops.sifa.inter_frame_attention)(_forward_flops)
+    register_flop_formula(torch.ops.sifa.inter_frame_attention_backward)(_backward_flops)

@@ -1,0 +1,109 @@
+// sifa::motion_saliency, its backward and sifa::motion_offset on the CPU: turns tensors into parameter
+// structs, cuts the work and hands it to torch's threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+
+#include "../checks.h"
+#include "motion_kernels.h"
+#include "scratch.h"
+
+namespace sifa::cpu {
+namespace {
+
+using torch::stable::Tensor;
+
+// Pieces per thread that are worth a thread, of so many elements or products each.
+int64_t grain(int64_t per_piece, int64_t worth) {
+  return std::max<int64_t>(1, worth / std::max<int64_t>(1, per_piece));
+}
+constexpr int64_t kElements = 1 << 15;  // torch's own loops ask for as many
+constexpr int64_t kProducts = 1 << 18;
+
+// `query` and `memory` are converted where they have to be, and must outlive the call.
+void read_features(MotionSaliency& call, Tensor& query, Tensor& memory) {
+  query = with_adjacent_channels(query);
+  memory = with_adjacent_channels(memory);
+  call.query = query.const_data_ptr();
+  call.query_strides = pixel_strides(query);
+  call.memory = memory.const_data_ptr();
+  call.memory_strides = pixel_strides(memory);
+}
+
+Tensor motion_saliency(Tensor query, Tensor memory, int64_t frame_shift, std::string edge, bool residual) {
+  MotionSaliency call = check_motion_saliency(query, memory, frame_shift, edge, residual);
+  Tensor output = empty_channels_last(query);
+  if (output.numel() == 0) return output;
+
+  read_features(call, query, memory);
+  call.output = output.mutable_data_ptr();
+  const MotionSaliencyKernels& table = motion_saliency_kernels();
+  torch::stable::parallel_for(0, call.batch * call.frames * call.height,
+                              grain(call.width * call.channels, kElements),
+                              [&](int64_t begin, int64_t end) { table.forward(call, begin, end); });
+  return output;
+}
+
+std::tuple<Tensor, Tensor> motion_saliency_backward(Tensor grad_output, Tensor query, Tensor memory,
+                                                    int64_t frame_shift, std::string edge, bool residual) {
+  MotionSaliencyBackward call =
+      check_motion_saliency_backward(grad_output, query, memory, frame_shift, edge, residual);
+  Tensor grad_query = empty_channels_last(query);
+  Tensor grad_memory = empty_channels_last(memory);
+  if (query.numel() == 0) {
+    torch::stable::zero_(grad_memory);
+    return {grad_query, grad_memory};
+  }
+
+  read_features(call, query, memory);
+  grad_output = with_adjacent_channels(grad_output);
+  call.grad_output = grad_output.const_data_ptr();
+  call.grad_output_strides = pixel_strides(grad_output);
+  call.grad_query = grad_query.mutable_data_ptr();
+  call.grad_memory = grad_memory.mutable_data_ptr();
+  const MotionSaliencyKernels& table = motion_saliency_kernels();
+  const int64_t rows_per_thread = grain(call.width * call.channels, kElements);
+  torch::stable::parallel_for(0, call.batch * call.frames * call.height, rows_per_thread,
+                              [&](int64_t begin, int64_t end) { table.backward_query(call, begin, end); });
+  torch::stable::parallel_for(0, call.batch * call.memory_frames * call.height, rows_per_thread,
+                              [&](int64_t begin, int64_t end) { table.backward_memory(call, begin, end); });
+  return {grad_query, grad_memory};
+}
+
+Tensor motion_offset(Tensor query, Tensor memory, Tensor weight, int64_t frame_shift, std::string edge,
+                     bool residual) {
+  MotionOffset call = check_motion_offset(query, memory, weight, frame_shift, edge, residual);
+  Tensor output = empty_channels_last(query, call.outputs);
+  if (output.numel() == 0) return output;
+
+  read_features(call, query, memory);
+  call.output = output.mutable_data_ptr();
+  call.weight = weight.const_data_ptr();
+  call.weight_strides = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+  const MotionOffsetKernels& table = motion_offset_kernels();
+  const Scratch weights = allocate(table.weight_bytes(call));
+  torch::stable::parallel_for(
+      0, call.channels, grain(16 * call.outputs, kElements),
+      [&](int64_t begin, int64_t end) { table.transform_weights(call, begin, end, weights.get()); });
+  // Every pair of rows takes 4 products per output and channel of its pixels.
+  const int64_t per_strip = 8 * call.width * call.channels * call.outputs;
+  torch::stable::parallel_for(0, table.strips(call), grain(per_strip, kProducts),
+                              [&](int64_t begin, int64_t end) {
+                                const Scratch scratch = allocate(table.scratch_bytes(call));
+                                table.forward(call, weights.get(), begin, end, scratch.get());
+                              });
+  return output;
+}
+
+}  // namespace
+}  // namespace sifa::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(sifa, CPU, library) {
+  library.impl("motion_saliency", TORCH_BOX(&sifa::cpu::motion_saliency));
+  library.impl("motion_saliency_backward", TORCH_BOX(&sifa::cpu::motion_saliency_backward));
+  library.impl("motion_offset", TORCH_BOX(&sifa::cpu::motion_offset));
+}

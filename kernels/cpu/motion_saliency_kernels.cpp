@@ -1,0 +1,122 @@
+// The CPU kernels of sifa::motion_saliency and its backward, vectorised over channels. Compiled once per
+// instruction set, like inter_frame_attention_kernels.cpp; see there.
+#include <cstdint>
+#include <cstring>
+
+#include "motion_kernels.h"
+#include "saliency.h"
+#include "table.h"
+#include "vector.h"
+
+namespace sifa::cpu {
+namespace {
+
+template <typename T>
+SIFA_INLINE const T* row_of(const void* data, const PixelStrides& strides, int64_t n, int64_t t, int64_t y) {
+  return static_cast<const T*>(data) + n * strides.batch + t * strides.frame + y * strides.row;
+}
+
+template <typename T, typename Real = Accumulator<T>>
+void forward_rows(const MotionSaliency& call, int64_t begin, int64_t end) {
+  const int64_t row_size = call.width * call.channels;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t frame = index / call.height, y = index % call.height;
+    const int64_t n = frame / call.frames, t = frame % call.frames, m = neighbour_frame(call, t);
+    T* output = static_cast<T*>(call.output) + index * row_size;
+    if (m < 0) {
+      std::memset(output, 0, static_cast<size_t>(row_size) * sizeof(T));
+      continue;
+    }
+    const T* query = row_of<T>(call.query, call.query_strides, n, t, y);
+    const T* memory = row_of<T>(call.memory, call.memory_strides, n, m, y);
+    for (int64_t x = 0; x < call.width; ++x, output += call.channels) {
+      const T* f = query + x * call.query_strides.column;
+      const T* neighbour = memory + x * call.memory_strides.column;
+      for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+        constexpr int kLanes = decltype(lanes)::value;
+        store<kLanes>(output + c, saliency<kLanes, Real>(load<kLanes>(f + c), load<kLanes>(neighbour + c),
+                                                         call.residual));
+      });
+    }
+  }
+}
+
+// With s = sigmoid(n - f), the derivatives of m = s n (+ n) are
+//   dm/df = -s (1 - s) n        dm/dn = s (1 - s) n + s (+ 1)
+template <typename T, typename Real = Accumulator<T>>
+void backward_query_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  const int64_t row_size = call.width * call.channels;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t frame = index / call.height, y = index % call.height;
+    const int64_t n = frame / call.frames, t = frame % call.frames, m = neighbour_frame(call, t);
+    T* target = static_cast<T*>(call.grad_query) + index * row_size;
+    if (m < 0) {
+      std::memset(target, 0, static_cast<size_t>(row_size) * sizeof(T));
+      continue;
+    }
+    const T* query = row_of<T>(call.query, call.query_strides, n, t, y);
+    const T* memory = row_of<T>(call.memory, call.memory_strides, n, m, y);
+    const T* gradient = row_of<T>(call.grad_output, call.grad_output_strides, n, t, y);
+    for (int64_t x = 0; x < call.width; ++x, target += call.channels) {
+      const T* f = query + x * call.query_strides.column;
+      const T* neighbour = memory + x * call.memory_strides.column;
+      const T* g = gradient + x * call.grad_output_strides.column;
+      for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+        constexpr int kLanes = decltype(lanes)::value;
+        const auto value = load<kLanes>(neighbour + c);
+        const auto s = sigmoid<kLanes>(value - load<kLanes>(f + c));
+        store<kLanes>(target + c, -(load<kLanes>(g + c) * (s * (Real(1) - s) * value)));
+      });
+    }
+  }
+}
+
+template <typename T, typename Real = Accumulator<T>>
+void backward_memory_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  const int64_t row_size = call.width * call.channels;
+  const Real direct = call.residual ? Real(1) : Real(0);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t frame = index / call.height, y = index % call.height;
+    const int64_t n = frame / call.memory_frames, m = frame % call.memory_frames;
+    const FrameRange readers = readers_of(call, m);
+    const T* memory = row_of<T>(call.memory, call.memory_strides, n, m, y);
+    T* target = static_cast<T*>(call.grad_memory) + index * row_size;
+    for (int64_t x = 0; x < call.width; ++x, target += call.channels) {
+      const T* neighbour = memory + x * call.memory_strides.column;
+      for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+        constexpr int kLanes = decltype(lanes)::value;
+        const auto value = load<kLanes>(neighbour + c);
+        Vector<Real, kLanes> sum{};
+        for (int64_t t = readers.begin; t < readers.end; ++t) {
+          const T* f = row_of<T>(call.query, call.query_strides, n, t, y) + x * call.query_strides.column;
+          const T* g = row_of<T>(call.grad_output, call.grad_output_strides, n, t, y) +
+                       x * call.grad_output_strides.column;
+          const auto s = sigmoid<kLanes>(value - load<kLanes>(f + c));
+          sum += load<kLanes>(g + c) * (s * (Real(1) - s) * value + s + direct);
+        }
+        store<kLanes>(target + c, sum);
+      });
+    }
+  }
+}
+
+void forward(const MotionSaliency& call, int64_t begin, int64_t end) {
+  for_feature_type(call.features, [&](auto type) { forward_rows<decltype(type)>(call, begin, end); });
+}
+
+void backward_query(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  for_feature_type(call.features, [&](auto type) { backward_query_rows<decltype(type)>(call, begin, end); });
+}
+
+void backward_memory(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  for_feature_type(call.features, [&](auto type) { backward_memory_rows<decltype(type)>(call, begin, end); });
+}
+
+}  // namespace
+
+#define SIFA_TABLE SIFA_JOIN(SIFA_CPU_CAPABILITY, _motion_saliency_kernels)
+
+extern const MotionSaliencyKernels SIFA_TABLE;
+const MotionSaliencyKernels SIFA_TABLE = {forward, backward_query, backward_memory};
+
+}  // namespace sifa::cpu

@@ -1,0 +1,55 @@
+// The motion saliency of a vector of features, with an exponential of our own: libm's works on one number at
+// a time and would cost more than all the rest. Included once per instruction set, like vector.h.
+#pragma once
+
+#include <cstdint>
+
+#include "vector.h"
+
+namespace sifa::cpu {
+namespace {
+
+// exp(x) for x <= 88, within two units in the last place; from -87 down, exp(-87). NaN stays NaN. Beyond 88
+// the result is any number.
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> exponential(Vector<float, kLanes> x) {
+  using Floats = Vector<float, kLanes>;
+  using Words = Vector<uint32_t, kLanes>;
+  const Floats low = Floats{} - 87.f;
+  x = x < low ? low : x;
+  // x = n ln 2 + r. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+  const Floats shifted = x * 1.44269504f + 12582912.f;
+  const Floats n = shifted - 12582912.f;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats polynomial = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  polynomial = polynomial * r + 8.3334519073e-3f;
+  polynomial = polynomial * r + 4.1665795894e-2f;
+  polynomial = polynomial * r + 1.6666665459e-1f;
+  polynomial = polynomial * r + 5.0000001201e-1f;
+  const Floats power = bit_cast<Floats>((bit_cast<Words>(shifted) << 23) + 0x3f800000u);  // 2^n
+  return (polynomial * (r * r) + r + 1.f) * power;
+}
+
+// 1 / (1 + exp(-x)), in [0, 1] for every x but NaN, which stays NaN.
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> sigmoid(Vector<float, kLanes> x) {
+  using Floats = Vector<float, kLanes>;
+  const Floats value = 1.f / (exponential<kLanes>(-x) + 1.f);
+  return x < Floats{} - 88.f ? Floats{} : value;  // where it is below every normal number
+}
+template <int kLanes>
+SIFA_INLINE Vector<double, kLanes> sigmoid(Vector<double, kLanes> x) {
+  Vector<double, kLanes> powers;
+  for (int i = 0; i < kLanes; ++i) powers[i] = __builtin_exp(-x[i]);
+  return 1. / (powers + 1.);
+}
+
+// m of ../motion.h, of query features f and neighbours n.
+template <int kLanes, typename Real>
+SIFA_INLINE Vector<Real, kLanes> saliency(Vector<Real, kLanes> f, Vector<Real, kLanes> n, bool residual) {
+  const auto product = sigmoid<kLanes>(n - f) * n;
+  return residual ? product + n : product;
+}
+
+}  // namespace
+}  // namespace sifa::cpu

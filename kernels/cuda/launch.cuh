@@ -1,0 +1,53 @@
+// What every launch of a CUDA kernel needs: the type behind a ScalarKind, the grid, and the error.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+
+#include "../clip.h"
+
+namespace sifa::cuda {
+
+template <typename Run>
+void for_feature_type(ScalarKind kind, const Run& run) {
+  switch (kind) {
+    case ScalarKind::kFloat32:
+      return run(float{});
+    case ScalarKind::kFloat64:
+      return run(double{});
+    case ScalarKind::kFloat16:
+      return run(__half{});
+    case ScalarKind::kBFloat16:
+      return run(__nv_bfloat16{});
+  }
+}
+
+// Elements in 16 bytes.
+template <typename T>
+constexpr int kPack = 16 / sizeof(T);
+
+// A grid of at most as many blocks as one axis may have; the kernels step over the rest.
+inline unsigned int grid_for(int64_t items, int64_t per_block) {
+  return static_cast<unsigned int>(std::min<int64_t>((items + per_block - 1) / per_block, 0x7fffffff));
+}
+
+inline void check_launch(const char* operator_name, const char* kernel) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return;
+  std::ostringstream message;
+  message << operator_name << ": the CUDA kernel " << kernel
+          << " could not be launched: " << cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
+    message << ". libsifa_ops_cuda.so holds no code for this GPU: build it with the GPU's compute capability "
+            << "in the CMake option SIFA_CUDA_ARCHITECTURES";
+  }
+  throw std::runtime_error(message.str());
+}
+
+}  // namespace sifa::cuda
