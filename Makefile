@@ -82,7 +82,7 @@ test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 
 test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"
 	@scripts/test_abi.sh $(BUILD_DIR) $(TORCH_VERSIONS)
 
-CXX_FILES = $(shell find kernels cpp python/bindings tests -regex '.*\.\(h\|cpp\|cu\|cuh\)')
+CXX_FILES = $(shell find kernels cpp python/bindings tests benchmarks -regex '.*\.\(h\|cpp\|cu\|cuh\)')
 
 .PHONY: lint
 lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-commit runs them
@@ -93,9 +93,11 @@ lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-com
 	$(BIN)/shellcheck scripts/*.sh .ci/run
 
 .PHONY: bench
-bench: build ## measure the operator, and what it adds to whole networks, on this machine
-	@$(BIN)/python benchmarks/attention.py
-	@$(BIN)/python benchmarks/models.py
+bench: build ## measure the operator, and what it adds to whole networks (half an hour); results in build/benchmarks
+	@mkdir -p build/benchmarks
+	@$(BIN)/python benchmarks/attention.py --json build/benchmarks/attention.json | tee build/benchmarks/attention.md
+	@$(BIN)/python benchmarks/models.py --models sifa_resnet50 --rounds 15 --json build/benchmarks/models.json \
+	  | tee build/benchmarks/models.md
 
 .PHONY: clean
 clean: ## remove what was built (the packages in .venv stay: rm -rf .venv removes those)

@@ -1,6 +1,6 @@
 """Measures what SIFA adds to a whole network: every family with it and without it, eager and compiled.
 
-python benchmarks/models.py [--models NAME …] [--rounds N] [--json FILE]
+python benchmarks/models.py [--models NAME …] [--rounds N] [--device cuda] [--json FILE]
 
 Both are the same network but for ``temporal=None``, run on one clip of the card's size, without gradients.
 They are timed in turns, one call each per round. Offsets are random, of one pixel: the zeros of a new model
@@ -11,13 +11,13 @@ those of the ratio of the two.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import time
 from pathlib import Path
 
 import sifa
 import torch
-from measuring import description, quartiles
+from measuring import CpuClock, CudaClock, description, in_turns, progress, quartiles, ratios, spread
 from torch import Tensor, nn
 
 # Of each family one; SIFA-Net also without its dual branch, which weighs more than SIFA does.
@@ -46,11 +46,13 @@ def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
     return model
 
 
-def measure(name: str, options: dict, num_rounds: int) -> dict:
+def measure(name: str, options: dict, num_rounds: int, device: str) -> dict:
     """Time a model with and without SIFA, eager and compiled."""
     torch.manual_seed(0)
     model, plain = (sifa.create_model(name, **options, **without) for without in ({}, {"temporal": None}))
-    clip = torch.randn(1, 3, model.num_frames, *model.input_size)
+    model, plain = model.to(device), plain.to(device)
+    clip = torch.randn(1, 3, model.num_frames, *model.input_size).to(device)
+    clock = CpuClock() if device == "cpu" else CudaClock()
     row: dict = {"name": name, "options": options, "clip": list(clip.shape)}
     with torch.no_grad():
         rivals = {"with": with_offsets(model, clip), "without": plain.eval()}
@@ -59,18 +61,15 @@ def measure(name: str, options: dict, num_rounds: int) -> dict:
         for engine in ("eager", "compiled"):
             torch.compiler.reset()
             run = {n: torch.compile(m) if engine == "compiled" else m for n, m in rivals.items()}
-            times: dict[str, list[float]] = {n: [] for n in run}
-            for forward in run.values():
-                forward(clip)
-                forward(clip)
-            for _ in range(num_rounds):
-                for n, forward in run.items():
-                    start = time.perf_counter()
-                    forward(clip)
-                    times[n].append(1e3 * (time.perf_counter() - start))
-            ratios = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
-            row[engine] = {n: quartiles(values) for n, values in times.items()}
-            row[engine]["ratio"] = quartiles(ratios)
+            for n, network in run.items():
+                progress(f"{name}, {engine}: first calls, {n}")
+                network(clip)
+                network(clip)
+            probes = {n: functools.partial(clock.time, functools.partial(m, clip)) for n, m in run.items()}
+            seconds = in_turns(probes, num_rounds, float("inf"), f"{name}, {engine}")
+            row[engine] = {n: [1e3 * value for value in values] for n, values in seconds.items()}
+            row[engine]["ratio"] = ratios(seconds["with"], seconds["without"])
+            row[engine]["quartiles"] = {n: quartiles(values) for n, values in row[engine].items()}
     return row
 
 
@@ -80,21 +79,21 @@ def table_line(row: dict) -> str:
     cells = [row["name"] + options, "×".join(map(str, row["clip"]))]
     for engine in ("eager", "compiled"):
         for what, digits in (("with", 1), ("without", 1), ("ratio", 3)):
-            low, median, high = row[engine][what]
-            cells.append(f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})")
+            cells.append(spread(row[engine][what], digits))
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--models", nargs="*", choices=[name for name, _ in MODELS], help="only these")
     parser.add_argument("--rounds", type=int, default=20, help="at least 2")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {arguments.rounds}")
 
-    facts = description("cpu")
+    facts = description(arguments.device)
     print(", ".join(facts.values()))
     print("milliseconds per clip: median (quartiles)\n")
     columns = [f"{engine}, {what}" for engine in ("eager", "compiled") for what in ("SIFA", "none", "ratio")]
@@ -102,7 +101,7 @@ def main() -> None:
     rows = []
     for name, options in MODELS:
         if not arguments.models or name in arguments.models:
-            rows.append(measure(name, options, arguments.rounds))
+            rows.append(measure(name, options, arguments.rounds, arguments.device))
             print(table_line(rows[-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
