@@ -23,24 +23,24 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
-from cases import CASES, FLEX, TINY, Case
+from cases import CASES, TINY, Case
 from ceilings import Ceilings
 from contest import BOTH, OPERATOR, PASSES, Contest, Stopwatch
 from floors import Rates, Work, count_corners, floor_of
-from measuring import NOT_MEASURED, description, in_turns, progress, quartiles, ratios
+from measuring import description, in_turns, quartiles, ratios
+from peaks import measuring_process, peak_memory
 from report import claims, report
 
 
-def measure(case: Case, arguments: argparse.Namespace, ceilings: Ceilings) -> dict:
+def measure(case: Case, arguments: argparse.Namespace, ceilings: Ceilings, other_process: Executor) -> dict:
     """Check, then time everyone on one case."""
     device, cold = arguments.device, arguments.cold and case.kind != "block"
     contest = Contest(case, device, cold)
@@ -49,7 +49,7 @@ def measure(case: Case, arguments: argparse.Namespace, ceilings: Ceilings) -> di
     judged_by = contest.check()
     corners = count_corners(contest.offset, case.kernel_size)
     works = {which: contest.work(corners, which) for which in PASSES}
-    memory = peak_memory(contest, arguments)
+    memory = peak_memory(contest, other_process)
 
     stopwatch = Stopwatch(device)
     probes: dict[str, Callable[[], float]] = {
@@ -129,82 +129,18 @@ def summary(
     }
 
 
-# --- Peak memory ------------------------------------------------------------------------------------------
-
-
-def peak_memory(contest: Contest, arguments: argparse.Namespace) -> dict[str, int | str]:
-    """The most memory that a call needs beside its inputs, in bytes, by "contestant/pass".
-
-    On the CPU in a process of its own, in which every larger block of memory goes back to the system when it
-    is freed, so that what an earlier call left behind is not counted as there already.
-    """
-    wanted = [
-        f"{name}/{which}"
-        for name, contestant in contest.contestants.items()
-        for which in PASSES
-        if contest.measured(name, which) and contestant.threads is None
-    ]
-    if contest.device != "cpu":
-        return {key: _cuda_peak(contest, key) for key in wanted}
-    # Compiling in the other process too would double the time.
-    wanted = [key for key in wanted if "compiled" not in key and FLEX not in key]
-    progress(f"{contest.case.name}: peak memory")
-    command = [sys.executable, __file__, "--peak-memory", json.dumps([contest.case.name, wanted])]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(child.stdout)
-
-
-def _cuda_peak(contest: Contest, key: str) -> int:
-    name, which = key.split("/")
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    contest.contestants[name].run(which == BOTH)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def print_peak_memory(case: Case, wanted: list[str]) -> None:
-    """The child of :func:`peak_memory`: prints its answer as JSON."""
-    contest = Contest(case, "cpu")
-    small = Contest(dataclasses.replace(case, channels=16, height=5, width=6, batch=1), "cpu")
-    peaks: dict[str, int | str] = {}
-    for key in wanted:
-        name, which = key.split("/")
-        small.contestants[name].run(which == BOTH)  # a first call also loads code, and starts threads
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-            before = _memory_status("VmRSS")
-            contest.contestants[name].run(which == BOTH)
-            peaks[key] = _memory_status("VmHWM") - before
-        except OSError as error:
-            peaks[key] = f"{NOT_MEASURED}: {error}"
-    print(json.dumps(peaks))
-
-
-def _memory_status(name: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) << 10
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default="", metavar="REGEX", help="only cases whose name matches")
     parser.add_argument("--rounds", type=int, default=15, help="at least 2")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="who has taken this long in a case leaves its rounds"
+        "--seconds", type=float, default=2.5, help="who has taken this long in a case leaves its rounds"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--cold", action="store_true", help="inputs come from memory and not from a cache")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all of it, by round, to FILE")
     parser.add_argument("--quick", action="store_true", help="tiny cases in few rounds: does this work?")
-    parser.add_argument("--peak-memory", metavar="JSON", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak_memory:
-        name, wanted = json.loads(arguments.peak_memory)
-        print_peak_memory(next(case for case in [*CASES, *TINY] if case.name == name), wanted)
-        return
     if arguments.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {arguments.rounds}")
     if arguments.quick:
@@ -217,17 +153,22 @@ def main() -> None:
             f"no case matches {arguments.cases!r}; there are {', '.join(case.name for case in CASES)}"
         )
 
+    if arguments.device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in every contestant
     ceilings = Ceilings(arguments.device, torch.get_num_threads())
     facts = {**description(arguments.device), "command": " ".join(["attention.py", *sys.argv[1:]])}
-    rows = []
-    for case in selected:
-        rows.append(measure(case, arguments, ceilings))
-        if arguments.json:  # after every case: what is interrupted has measured something
-            result = {**facts, "claims": claims(rows), "rows": rows}
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    rows: list[dict] = []
+    with measuring_process() as other_process:
+        for case in selected:
+            rows.append(measure(case, arguments, ceilings, other_process))
+            if arguments.json:  # after every case: what is interrupted has measured something
+                arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    # The aims are those of the CPU.
+    found = claims(rows) if arguments.device == "cpu" else []
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**facts, "claims": found, "rows": rows}, indent=1) + "\n")
     print(", ".join(facts.values()) + "\n")
-    facts["claims"] = claims(rows)
-    print(report(facts, rows, arguments.device))
+    print(report(found, rows, arguments.device))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ allows: all taps of all frames in one call, and nothing is copied that need not 
 
 from __future__ import annotations
 
-import functools
-
 import sifa
 import torch
 from sifa import reference
@@ -73,15 +71,14 @@ def plain_with_softmax(clip: Tensor, offset: Tensor) -> Tensor:
     )
 
 
-def flex_attended(clip: Tensor, offset: Tensor) -> Tensor:
-    """FlexAttention over the neighbourhoods of the regular grid; the offsets are zeros and not read.
+def flex_attended(clip: Tensor, offset: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention over the :func:`neighbourhoods` of the regular grid; the offsets are zeros and not read.
 
     A tap outside the frame keeps the logit 0 in the denominator of our softmax: as many keys of zeros as taps
     can fall outside are put behind the pixels, of which a query sees as many as taps of its own do.
     """
-    kernel_size = kernel_size_of(offset)
+    del offset
     batch, channels, steps, height, width = clip.shape
-    mask = neighbourhoods(height, width, kernel_size, clip.device)
 
     def tokens(frames: Tensor) -> Tensor:  # (N·T, heads = 1, H·W, C), a view
         return frames.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)
@@ -91,8 +88,7 @@ def flex_attended(clip: Tensor, offset: Tensor) -> Tensor:
     return output.view(batch, steps, height, width, channels).permute(0, 4, 1, 2, 3)
 
 
-@functools.lru_cache(1)
-def neighbourhoods(height: int, width: int, kernel_size: int, device: torch.device) -> BlockMask:
+def neighbourhoods(height: int, width: int, kernel_size: int, device: str) -> BlockMask:
     """Which keys a pixel sees: its k×k neighbourhood, and a key of zeros for each of it outside the frame."""
     pixels, margin = height * width, kernel_size // 2
 

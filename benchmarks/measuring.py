@@ -87,14 +87,14 @@ class CudaClock:
 
     def __init__(self) -> None:
         self.launch = 0.0
-        self._cycles = 1_000_000  # about half a millisecond
 
     def time(self, call: Callable[[], object]) -> float:
         """Return the seconds that the device takes for ``call``; ``launch`` then holds those of the CPU."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cycles = 1_000_000  # about half a millisecond
         while True:
             torch.cuda.synchronize()
-            torch.cuda._sleep(self._cycles)
+            torch.cuda._sleep(cycles)
             begin.record()
             start = time.perf_counter()
             call()
@@ -102,10 +102,10 @@ class CudaClock:
             starved = begin.query()
             end.record()
             torch.cuda.synchronize()
-            # What launches for more than about a second waits for the device itself; its gaps are its own.
-            if not starved or self._cycles > 1_000_000_000:
+            # What launches for half a second and more waits for the device itself; its gaps are its own.
+            if not starved or cycles > 1_000_000_000:
                 return begin.elapsed_time(end) / 1e3
-            self._cycles *= 2
+            cycles *= 4
 
 
 def description(device: str) -> dict[str, str]:

@@ -137,7 +137,7 @@ def claims(rows: list[dict]) -> list[dict]:
     return found
 
 
-def report(facts: dict, rows: list[dict], device: str) -> str:
+def report(found: list[dict], rows: list[dict], device: str) -> str:
     """Everything as Markdown."""
     on_cuda = device != "cpu"
     attention = [row for row in rows if row["kind"] != "block"]
@@ -165,10 +165,9 @@ def report(facts: dict, rows: list[dict], device: str) -> str:
     if notes:
         parts += ["\n".join(f"[{number}] {note}  " for number, note in enumerate(notes, 1))]
     parts += ["Not measured: other combinations of shape, dtype, batch, T, k and offsets than those above."]
-    if facts["claims"]:
+    if found:
         lines = [
-            [c["claim"], c["aim"], significant(c["quartiles"]), "yes" if c["holds"] else "no"]
-            for c in facts["claims"]
+            [c["claim"], c["aim"], significant(c["quartiles"]), "yes" if c["holds"] else "no"] for c in found
         ]
         parts += [markdown(["claim", "aim", "measured", "holds"], lines)]
     return "\n\n".join(parts)
