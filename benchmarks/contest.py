@@ -30,6 +30,7 @@ from ceilings import last_level_cache_bytes
 from floors import Corners, Work, attention_work, block_work
 from measuring import CpuClock, CudaClock, progress
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 OPERATOR, ZERO, ONE_THREAD = "operator", "operator, zero offsets", "operator, 1 thread"
 FORWARD, BOTH = PASSES = ("forward", "forward and backward")
@@ -154,8 +155,8 @@ class Contest:
         }
         if FLEX in case.rivals:
             mask = formulations.neighbourhoods(case.height, case.width, case.kernel_size, self.device)
-            compiled = torch.compile(formulations.flex_attended, dynamic=False)
-            functions[FLEX] = functools.partial(compiled, mask=mask)
+            attend = torch.compile(flex_attention, dynamic=False)
+            functions[FLEX] = functools.partial(formulations.flex_attended, mask=mask, attend=attend)
         for name in case.rivals:
             self.contestants[name] = Contestant(functions[name], problem, case.dtype)
         for name in set(RIVALS) - set(case.rivals):

@@ -7,12 +7,14 @@ allows: all taps of all frames in one call, and nothing is copied that need not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sifa
 import torch
 from sifa import reference
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torchvision.ops import deform_conv2d
 
 
@@ -71,11 +73,14 @@ def plain_with_softmax(clip: Tensor, offset: Tensor) -> Tensor:
     )
 
 
-def flex_attended(clip: Tensor, offset: Tensor, mask: BlockMask) -> Tensor:
+def flex_attended(clip: Tensor, offset: Tensor, mask: BlockMask, attend: Callable[..., Tensor]) -> Tensor:
     """FlexAttention over the :func:`neighbourhoods` of the regular grid; the offsets are zeros and not read.
 
     A tap outside the frame keeps the logit 0 in the denominator of our softmax: as many keys of zeros as taps
     can fall outside are put behind the pixels, of which a query sees as many as taps of its own do.
+
+    ``attend`` is ``torch.compile(flex_attention)``: by itself, because inductor cannot lower it behind the
+    views that come before it here (torch 2.14.1, CPU).
     """
     del offset
     batch, channels, steps, height, width = clip.shape
@@ -84,7 +89,7 @@ def flex_attended(clip: Tensor, offset: Tensor, mask: BlockMask) -> Tensor:
         return frames.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)
 
     keys = functional.pad(tokens(next_frames(clip)), (0, 0, 0, mask.seq_lengths[1] - height * width))
-    output = flex_attention(tokens(frames_of(clip)), keys, keys, block_mask=mask, scale=1 / channels)
+    output = attend(tokens(frames_of(clip)), keys, keys, block_mask=mask, scale=1 / channels)
     return output.view(batch, steps, height, width, channels).permute(0, 4, 1, 2, 3)
 
 
