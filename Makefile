@@ -75,8 +75,8 @@ test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 
 	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static
 	@$(BIN)/cmake -S . -B build/aarch64 --toolchain cmake/aarch64.cmake --log-level=ERROR \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DSIFA_CUDA=OFF -DSIFA_TESTS=ON -DSIFA_SANITIZE=OFF
-	@$(BIN)/cmake --build build/aarch64 --target test_kernels >/dev/null
-	@$(BIN)/ctest --test-dir build/aarch64 -R '^test_kernels$$' --no-tests=error --output-on-failure
+	@$(BIN)/cmake --build build/aarch64 --target test_kernels test_motion_kernels >/dev/null
+	@$(BIN)/ctest --test-dir build/aarch64 -R '^test_(motion_)?kernels$$' --no-tests=error --output-on-failure
 
 .PHONY: test-abi
 test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"

@@ -15,12 +15,12 @@
 // no pixel outside its 3x3 window, so neither accuracy nor the reach of a NaN suffers.
 //
 // Of a group of tiles, and kChannelsAtOnce channels at a time, the kernel computes
-//   saliency   [channel][pixel], a row's odd columns apart from its even ones: what a column of tiles reads
-//   is
-//              then adjacent, and so lanes are tiles throughout
-//   patches    B d B', [frequency][channel][tile], four of the 16 frequencies at a time
-//   products   [frequency][output][tile], summed over the channels in their order
-// and at last the outputs. Every lane does the same, so nothing depends on how tiles are grouped.
+//   saliency   [channel][place] of the pixels, in four planes: odd and even rows, odd and even columns. What
+//              adjacent tiles read is adjacent there, and so lanes are tiles throughout.
+//   patches    B d B', [frequency][channel][place], four of the 16 frequencies at a time
+//   products   [frequency][output][place], summed over the channels in their order
+// and at last the outputs. A row of tiles takes one place more than it has tiles, as its pixels have one more
+// odd column. Every lane does the same, so nothing depends on how tiles are grouped.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -42,8 +42,10 @@ constexpr int kOutputs = 6, kVectors = 2;
 #endif
 constexpr int kFrequencies = 16;
 constexpr int kChannelsAtOnce = 64;
-// So that patches, saliency and products stay in 1 MiB of cache, float32.
-constexpr int64_t kTilesAtOnce = 208;
+// So that saliency, patches and products together stay in 1 MiB of cache, in float32.
+constexpr int64_t kPlacesAtOnce = 224;
+// Pixels whose saliency is computed in the order of memory before it is rearranged, in the nearest cache.
+constexpr int64_t kPixelsAtOnce = 112;
 
 SIFA_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 SIFA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -52,14 +54,16 @@ SIFA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // through (n, t, piece, row), so that adjacent strips share rows of pixels.
 struct Strips {
   int64_t rows;     // of tiles in a frame
+  int64_t columns;  // of tiles in a frame
   int64_t pieces;   // of a row of tiles
   int64_t tiles;    // in a strip; the last piece of a row may have tiles outside the frame
-  int64_t columns;  // tiles in a row of tiles
+  int64_t places;   // of a strip: one more
 
   explicit Strips(const MotionOffset& call)
       : rows(divide_up(call.height, 2)), columns(divide_up(call.width, 2)) {
-    pieces = divide_up(columns, kTilesAtOnce);
+    pieces = divide_up(columns, kPlacesAtOnce - 1);
     tiles = divide_up(columns, pieces);
+    places = tiles + 1;
   }
 
   SIFA_INLINE int64_t count(const MotionOffset& call) const {
@@ -67,35 +71,45 @@ struct Strips {
   }
   // Strips in a group: whole frames where they fit.
   SIFA_INLINE int64_t at_once() const {
-    const int64_t fitting = kTilesAtOnce / tiles;
+    const int64_t fitting = kPlacesAtOnce / places;
     return fitting > rows ? fitting - fitting % rows : fitting;
+  }
+  // Rows of tiles whose pixels are rearranged at once.
+  SIFA_INLINE int64_t rows_at_once() const {
+    const int64_t fitting = kPixelsAtOnce / (4 * places);
+    return fitting > 0 ? fitting : 1;
   }
 };
 
-// Sizes of the scratch, in elements. Vectors may be read and written beyond the last tile of a row.
+// Sizes of the scratch, in elements, every one of them whole vectors. Vectors may be read and written beyond
+// the last place of a row.
 template <typename Real>
 struct Layout {
   static constexpr int64_t kLanes = kWide<Real>;
-  int64_t pixels;  // distance between the channels of the saliency
-  int64_t tiles;   // distance between the channels of the patches, and between those of the products
-  int64_t blocks;  // of outputs
+  int64_t pixels;      // distance between the channels of the saliency
+  int64_t places;      // distance between the channels of the patches, and between those of the products
+  int64_t blocks;      // of outputs
+  int64_t rearranged;  // pixels rearranged at once
 
   explicit Layout(const MotionOffset& call) : blocks(divide_up(call.outputs, kOutputs)) {
     const Strips strips(call);
     const int64_t most = strips.at_once();
     const int64_t runs = smaller(most, divide_up(most - 1, strips.rows) + 1);  // of strips of one piece
-    pixels = spread((2 * most + 2 * runs) * 2 * (strips.tiles + 1) + runs * kLanes + kLanes);
-    tiles = spread(most * strips.tiles + kLanes);
+    pixels = spread(4 * ((most + runs) * strips.places + 2 * runs * kLanes) + 2 * kLanes);
+    places = spread(most * strips.places + kLanes);
+    rearranged = strips.rows_at_once() * 4 * strips.places;
   }
 
   // An odd number of vectors: powers of two would fall on the same lines of the cache.
   SIFA_INLINE static int64_t spread(int64_t count) { return (divide_up(count, kLanes) | 1) * kLanes; }
 
   SIFA_INLINE int64_t saliency_size() const { return kChannelsAtOnce * pixels; }
-  SIFA_INLINE int64_t patch_size() const { return kChannelsAtOnce * tiles; }  // of one frequency
-  SIFA_INLINE int64_t product_size() const { return blocks * kOutputs * tiles; }
+  SIFA_INLINE int64_t patch_size() const { return kChannelsAtOnce * places + kLanes; }  // of one frequency
+  SIFA_INLINE int64_t product_size() const { return blocks * kOutputs * places; }       // of one frequency
+  // One more for the pixels outside the frame.
+  SIFA_INLINE int64_t pixel_size() const { return (rearranged + 1) * kChannelsAtOnce; }
   SIFA_INLINE int64_t size() const {
-    return saliency_size() + 4 * patch_size() + kFrequencies * product_size();
+    return saliency_size() + 4 * patch_size() + kFrequencies * product_size() + pixel_size();
   }
 };
 
@@ -153,36 +167,55 @@ SIFA_INLINE Run run_at(const MotionOffset& call, const Strips& strips, int64_t s
           smaller(strips.rows - first, end - strip)};
 }
 
-// Elements of one channel of the saliency of a run: rows of pixels, of each first the odd columns from -1 on,
-// then the even ones from 0 on. Whole vectors.
+// Elements of one of the four planes of the saliency of a run, in one channel. Rows that are rearranged after
+// others start anywhere, and their last vector reaches further.
 template <typename Real>
-SIFA_INLINE int64_t pixels_of(const Strips& strips, const Run& run) {
-  return divide_up((2 * run.count + 2) * 2 * (strips.tiles + 1), kWide<Real>) * kWide<Real>;
+SIFA_INLINE int64_t plane_of(const Strips& strips, const Run& run) {
+  const int64_t beyond = run.count + 1 > strips.rows_at_once() ? kWide<Real> : 0;
+  return divide_up((run.count + 1) * strips.places + beyond, kWide<Real>) * kWide<Real>;
 }
 
-template <int kHalf, int kLanes, typename Real, typename Mask>
-SIFA_INLINE Vector<Real, kLanes> interleave(Vector<Real, kLanes> a, Vector<Real, kLanes> b, Mask mask) {
-  // Lane 2i is lane i of this half of a, lane 2i + 1 that of b.
-  for (int i = 0; i < kLanes; ++i) mask[i] = kHalf * kLanes / 2 + i / 2 + i % 2 * kLanes;
+template <typename Real>
+using Integer = std::conditional_t<sizeof(Real) == 8, int64_t, int32_t>;
+
+// Lane i is lane from[i] of a and b, one after the other. `from` must be known to the compiler.
+template <int kLanes, typename Real>
+SIFA_INLINE Vector<Real, kLanes> shuffle(Vector<Real, kLanes> a, Vector<Real, kLanes> b,
+                                         Vector<Integer<Real>, kLanes> from) {
 #if defined(__clang__)
   Vector<Real, kLanes> result;
-  for (int i = 0; i < kLanes; ++i) result[i] = i % 2 ? b[mask[i] - kLanes] : a[mask[i]];
+  for (int i = 0; i < kLanes; ++i) result[i] = from[i] < kLanes ? a[from[i]] : b[from[i] - kLanes];
   return result;
 #else
-  return __builtin_shuffle(a, b, mask);
+  return __builtin_shuffle(a, b, from);
 #endif
+}
+
+// Lane 2i is lane i of the first (kHalf 0) or the second half of a, lane 2i + 1 that of b.
+template <int kHalf, int kLanes, typename Real>
+SIFA_INLINE Vector<Real, kLanes> interleave(Vector<Real, kLanes> a, Vector<Real, kLanes> b) {
+  Vector<Integer<Real>, kLanes> from{};
+  for (int i = 0; i < kLanes; ++i) from[i] = kHalf * kLanes / 2 + i / 2 + i % 2 * kLanes;
+  return shuffle<kLanes, Real>(a, b, from);
+}
+
+// Lanes 1, 2, ... of a, then the first of b.
+template <int kLanes, typename Real>
+SIFA_INLINE Vector<Real, kLanes> shift(Vector<Real, kLanes> a, Vector<Real, kLanes> b) {
+  Vector<Integer<Real>, kLanes> from{};
+  for (int i = 0; i < kLanes; ++i) from[i] = i + 1;
+  return shuffle<kLanes, Real>(a, b, from);
 }
 
 // Lane j of vector i becomes lane i of vector j, by perfect shuffles.
 template <typename Real>
 SIFA_INLINE void transpose(Vector<Real, kWide<Real>>* vectors) {
   constexpr int kLanes = kWide<Real>;
-  using Mask = Vector<std::conditional_t<sizeof(Real) == 8, int64_t, int32_t>, kLanes>;
   for (int step = 1; step < kLanes; step *= 2) {
     Vector<Real, kLanes> shuffled[kLanes];
     for (int i = 0; i < kLanes / 2; ++i) {
-      shuffled[2 * i] = interleave<0, kLanes, Real>(vectors[i], vectors[i + kLanes / 2], Mask{});
-      shuffled[2 * i + 1] = interleave<1, kLanes, Real>(vectors[i], vectors[i + kLanes / 2], Mask{});
+      shuffled[2 * i] = interleave<0, kLanes, Real>(vectors[i], vectors[i + kLanes / 2]);
+      shuffled[2 * i + 1] = interleave<1, kLanes, Real>(vectors[i], vectors[i + kLanes / 2]);
     }
     for (int i = 0; i < kLanes; ++i) vectors[i] = shuffled[i];
   }
@@ -207,7 +240,13 @@ class Kernel {
         weights_(static_cast<const Real*>(weights)),
         saliency_(static_cast<Real*>(scratch)),
         patches_(saliency_ + layout_.saliency_size()),
-        products_(patches_ + 4 * layout_.patch_size()) {}
+        products_(patches_ + 4 * layout_.patch_size()),
+        pixels_(products_ + kFrequencies * layout_.product_size()) {
+    // Vectors reach places where nothing is ever written: numbers, rather than what was there before.
+    std::memset(saliency_, 0,
+                static_cast<size_t>(layout_.saliency_size() + 4 * layout_.patch_size()) * sizeof(Real));
+    std::memset(outside(), 0, kChannelsAtOnce * sizeof(Real));
+  }
 
   void forward(int64_t begin, int64_t end) {
     const int64_t most = strips_.at_once();
@@ -219,18 +258,16 @@ class Kernel {
   using Lanes = Vector<Real, kLanes>;
 
   void group(int64_t begin, int64_t end) {
-    const int64_t vectors = divide_up((end - begin) * strips_.tiles, kLanes);
-    clear_beyond((end - begin) * strips_.tiles);
+    const int64_t vectors = divide_up((end - begin) * strips_.places, kLanes);
     for (int64_t channel = 0; channel < call_.channels; channel += kChannelsAtOnce) {
       const int64_t count = smaller(kChannelsAtOnce, call_.channels - channel);
       Real* saliency = saliency_;
       for (int64_t strip = begin; strip < end;) {
         const Run run = run_at(call_, strips_, strip, end);
         write_saliency(run, channel, count, saliency);
-        saliency += pixels_of<Real>(strips_, run);
+        saliency += 4 * plane_of<Real>(strips_, run);
         strip += run.count;
       }
-      clear(saliency, count);
       write_patches<0>(begin, end, count);
       multiply(0, channel, count, vectors);
       write_patches<1>(begin, end, count);
@@ -243,54 +280,82 @@ class Kernel {
     write_output(begin, end);
   }
 
-  // The last vector of the tiles holds lanes that are no tile: numbers, rather than what was there before.
-  void clear_beyond(int64_t tiles) {
-    for (int64_t c = 0; c < 4 * kChannelsAtOnce; ++c)
-      store<kLanes>(patches_ + c * layout_.tiles + tiles, Lanes{});
-  }
+  SIFA_INLINE Real* outside() const { return pixels_ + layout_.rearranged * kChannelsAtOnce; }
 
-  // The vector behind the last run, which vectors that start in it reach.
-  void clear(Real* saliency, int64_t count) {
-    for (int64_t c = 0; c < count; ++c) store<kLanes>(saliency + c * layout_.pixels, Lanes{});
-  }
-
-  // Writes the saliency of `count` channels from `channel` on, of the pixels that a run reads.
+  // Writes the saliency of `count` channels from `channel` on, of the pixels that a run reads: of each row of
+  // tiles, and of one row more, the odd and the even row of pixels above and at its top.
   void write_saliency(const Run& run, int64_t channel, int64_t count, Real* target) {
-    const int64_t m = neighbour_frame(call_, run.t);
-    const int64_t size = pixels_of<Real>(strips_, run);
+    const int64_t at_once = strips_.rows_at_once(), plane = plane_of<Real>(strips_, run);
+    for (int64_t first = 0; first <= run.count; first += at_once) {
+      const int64_t rows = smaller(at_once, run.count + 1 - first);
+      for (int64_t i = 0; i < 2 * rows; ++i)
+        compute_row(run, 2 * (run.first + first) - 1 + i, channel, count, i);
+      for (int odd_row = 0; odd_row < 2; ++odd_row) {
+        for (int odd_column = 0; odd_column < 2; ++odd_column) {
+          rearrange(run, first, rows, count, odd_row, odd_column,
+                    target + (2 * odd_row + odd_column) * plane + first * strips_.places);
+        }
+      }
+    }
+  }
+
+  // The columns of pixels of a run: from an odd one on, two per place, as far as they are inside the frame.
+  SIFA_INLINE int64_t left_of(const Run& run) const { return 2 * run.piece * strips_.tiles - 1; }
+
+  // Writes the saliency of row y to row i of pixels_, [pixel][channel]. Rows outside are not needed.
+  SIFA_INLINE void compute_row(const Run& run, int64_t y, int64_t channel, int64_t count, int64_t i) {
+    const int64_t m = neighbour_frame(call_, run.t), left = left_of(run);
+    if (m < 0 || y < 0 || y >= call_.height) return;
     const T* query = static_cast<const T*>(call_.query) + run.n * call_.query_strides.batch +
-                     run.t * call_.query_strides.frame + channel;
+                     run.t * call_.query_strides.frame + y * call_.query_strides.row + channel;
     const T* memory = static_cast<const T*>(call_.memory) + run.n * call_.memory_strides.batch +
-                      m * call_.memory_strides.frame + channel;
-    const int64_t left = 2 * run.piece * strips_.tiles - 1, bottom = 2 * (run.first + run.count) + 1;
-    int64_t y = 2 * run.first - 1, start = left, step = 0;
-    for (int64_t first = 0; first < size; first += kLanes) {
-      // Where the pixels of this vector are, or -1 for a place outside the frame.
-      int64_t in_query[kLanes], in_memory[kLanes];
+                      m * call_.memory_strides.frame + y * call_.memory_strides.row + channel;
+    const int64_t end = smaller(left + 2 * strips_.places, call_.width);
+    for (int64_t x = left < 0 ? 0 : left; x < end; ++x) {
+      const T* f = query + x * call_.query_strides.column;
+      const T* n = memory + x * call_.memory_strides.column;
+      Real* pixel = pixels_ + (i * 2 * strips_.places + x - left) * kChannelsAtOnce;
+      // Half a pixel, then a gap: no pattern that the processor fetches ahead by itself.
+      if (y + 1 < call_.height) {
+        for (int64_t c = 0; c < count; c += 64 / static_cast<int64_t>(sizeof(T))) {
+          __builtin_prefetch(f + call_.query_strides.row + c);
+          __builtin_prefetch(n + call_.memory_strides.row + c);
+        }
+      }
+      for (int64_t c = 0; c < count; c += kLanes) {
+        store<kLanes>(pixel + c,
+                      sifa::cpu::saliency<kLanes, Real>(load_some(f + c, count - c),
+                                                        load_some(n + c, count - c), call_.residual));
+      }
+    }
+  }
+
+  // Moves every other pixel of every other row of pixels_ to [channel][place].
+  SIFA_INLINE void rearrange(const Run& run, int64_t first, int64_t rows, int64_t count, int odd_row,
+                             int odd_column, Real* target) {
+    const bool has_neighbour = neighbour_frame(call_, run.t) >= 0;
+    int64_t row = 0, column = 0;
+    for (int64_t place = 0; place < rows * strips_.places; place += kLanes) {
+      const Real* sources[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        const int64_t x = start + 2 * step;
+        const int64_t y = 2 * (run.first + first + row) - 1 + odd_row,
+                      x = left_of(run) + 2 * column + odd_column;
         const bool inside =
-            m >= 0 && y >= 0 && y < smaller(bottom, call_.height) && x >= 0 && x < call_.width;
-        in_query[i] = inside ? y * call_.query_strides.row + x * call_.query_strides.column : -1;
-        in_memory[i] = y * call_.memory_strides.row + x * call_.memory_strides.column;
-        if (++step > strips_.tiles) {
-          step = 0;
-          y += start == left ? 0 : 1;
-          start = start == left ? left + 1 : left;
+            has_neighbour && row < rows && y >= 0 && y < call_.height && x >= 0 && x < call_.width;
+        const int64_t pixel = ((2 * row + odd_row) * strips_.places + column) * 2 + odd_column;
+        sources[i] = inside ? pixels_ + pixel * kChannelsAtOnce : outside();
+        if (++column == strips_.places) {
+          column = 0;
+          ++row;
         }
       }
       for (int64_t c = 0; c < count; c += kLanes) {
         Lanes pixels[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          pixels[i] = Lanes{};
-          if (in_query[i] < 0) continue;
-          pixels[i] = sifa::cpu::saliency<kLanes, Real>(load_some(query + in_query[i] + c, count - c),
-                                                        load_some(memory + in_memory[i] + c, count - c),
-                                                        call_.residual);
-        }
+        for (int i = 0; i < kLanes; ++i) pixels[i] = load<kLanes>(sources[i] + c);
         transpose<Real>(pixels);
+        // In ascending order: what lies beyond the last place is written over by the next rows.
         for (int i = 0; i < kLanes && c + i < count; ++i)
-          store<kLanes>(target + (c + i) * layout_.pixels + first, pixels[i]);
+          store<kLanes>(target + (c + i) * layout_.pixels + place, pixels[i]);
       }
     }
   }
@@ -298,42 +363,46 @@ class Kernel {
   // Row kRow of B d B' of every tile of the group.
   template <int kRow>
   void write_patches(int64_t begin, int64_t end, int64_t count) {
-    // Row kRow of B: the rows of pixels that it takes the sum or the difference of.
-    constexpr int kFirst = kRow == 0   ? 0
-                           : kRow == 2 ? 2
-                                       : 1,
-                  kSecond = kRow == 0 || kRow == 1 ? 2
-                            : kRow == 2            ? 1
-                                                   : 3;
-    const int64_t pitch = strips_.tiles + 1;  // from the odd columns of a row to its even ones
-    const int64_t last = strips_.tiles > kLanes ? strips_.tiles - kLanes : 0;
     const Real* saliency = saliency_;
     Real* target = patches_;
     for (int64_t strip = begin; strip < end;) {
       const Run run = run_at(call_, strips_, strip, end);
+      const int64_t plane = plane_of<Real>(strips_, run);
       for (int64_t c = 0; c < count; ++c) {
-        const Real* row = saliency + c * layout_.pixels;
-        Real* patch = target + c * layout_.tiles;
-        for (int64_t i = 0; i < run.count; ++i, row += 4 * pitch, patch += strips_.tiles) {
-          // In ascending order: the lanes beyond a row's last tile are written over by the next row.
-          for (int64_t first = 0; first < strips_.tiles; first += kLanes) {
-            const int64_t j = smaller(first, last);
-            const Real* above = row + kFirst * 2 * pitch + j;
-            const Real* below = row + kSecond * 2 * pitch + j;
-            const auto column = [&](int64_t at) __attribute__((always_inline)) {
-              const Lanes a = load<kLanes>(above + at), b = load<kLanes>(below + at);
-              return kRow == 1 ? a + b : a - b;
-            };
-            const Lanes d0 = column(0), d1 = column(pitch), d2 = column(1), d3 = column(pitch + 1);
-            store<kLanes>(patch + j, d0 - d2);
-            store<kLanes>(patch + layout_.patch_size() + j, d1 + d2);
-            store<kLanes>(patch + 2 * layout_.patch_size() + j, d2 - d1);
-            store<kLanes>(patch + 3 * layout_.patch_size() + j, d1 - d3);
+        // d's rows 0 to 3: an odd one above the tile, its two, and an even one below it.
+        const Real* const above = saliency + c * layout_.pixels;
+        const Real* const rows[4] = {above, above + 2 * plane, above + strips_.places,
+                                     above + 2 * plane + strips_.places};
+        Real* patch = target + c * layout_.places;
+        // B's row, of the odd columns (`first` 0) or the even ones (`first` plane).
+        const auto combine = [&](int64_t first) __attribute__((always_inline)) {
+          const auto at = [&](int row)
+                              __attribute__((always_inline)) { return load<kLanes>(rows[row] + first); };
+          if constexpr (kRow == 0) {
+            return at(0) - at(2);
+          } else if constexpr (kRow == 1) {
+            return at(1) + at(2);
+          } else if constexpr (kRow == 2) {
+            return at(2) - at(1);
+          } else {
+            return at(1) - at(3);
           }
+        };
+        Lanes d0 = combine(0), d1 = combine(plane);
+        // In ascending order: what lies beyond the last place is written over by the next run.
+        for (int64_t place = 0; place < run.count * strips_.places; place += kLanes) {
+          const Lanes next0 = combine(place + kLanes), next1 = combine(plane + place + kLanes);
+          const Lanes d2 = shift<kLanes, Real>(d0, next0), d3 = shift<kLanes, Real>(d1, next1);
+          store<kLanes>(patch + place, d0 - d2);
+          store<kLanes>(patch + layout_.patch_size() + place, d1 + d2);
+          store<kLanes>(patch + 2 * layout_.patch_size() + place, d2 - d1);
+          store<kLanes>(patch + 3 * layout_.patch_size() + place, d1 - d3);
+          d0 = next0;
+          d1 = next1;
         }
       }
-      saliency += pixels_of<Real>(strips_, run);
-      target += run.count * strips_.tiles;
+      saliency += 4 * plane;
+      target += run.count * strips_.places;
       strip += run.count;
     }
   }
@@ -345,7 +414,7 @@ class Kernel {
       const Real* patches = patches_ + column * layout_.patch_size();
       for (int64_t block = 0; block < layout_.blocks; ++block) {
         const Real* weights = weight_at(weights_, call_, layout_.blocks, frequency, block, channel);
-        Real* products = products_ + frequency * layout_.product_size() + block * kOutputs * layout_.tiles;
+        Real* products = products_ + frequency * layout_.product_size() + block * kOutputs * layout_.places;
         int64_t done = 0;
         // Rather 2 + 2 than 3 + 1 at the end: a block of one vector is loads more than products.
         for (; vectors - done >= kVectors && vectors - done != kVectors + 1; done += kVectors)
@@ -362,7 +431,7 @@ class Kernel {
   template <int kBlock>
   SIFA_INLINE void multiply_block(const Real* weights, const Real* patches, int64_t count, bool first,
                                   Real* products) {
-    const int64_t pitch = layout_.tiles;
+    const int64_t pitch = layout_.places;
     Lanes sums[kOutputs][kBlock];
     for (int o = 0; o < kOutputs; ++o) {
       for (int v = 0; v < kBlock; ++v) {
@@ -383,18 +452,25 @@ class Kernel {
 
   // A P A' of every tile, and from outputs by tiles to pixels of adjacent outputs.
   void write_output(int64_t begin, int64_t end) {
-    const int64_t tiles = (end - begin) * strips_.tiles;
-    for (int64_t first = 0; first < tiles; first += kLanes) {
+    const int64_t places = (end - begin) * strips_.places;
+    for (int64_t first = 0; first < places; first += kLanes) {
       T* targets[kLanes][4];
-      for (int64_t i = 0; i < kLanes; ++i) find_targets(begin, first + i, tiles, targets[i]);
+      for (int64_t i = 0; i < kLanes; ++i) find_targets(begin, first + i, places, targets[i]);
       for (int64_t o = 0; o < call_.outputs; o += kLanes) {
         const int64_t count = smaller(kLanes, call_.outputs - o);
         Lanes values[4][kLanes] = {};
-        for (int64_t i = 0; i < count; ++i) inverse(products_ + (o + i) * layout_.tiles + first, values, i);
+        for (int64_t i = 0; i < count; ++i) inverse(products_ + (o + i) * layout_.places + first, values, i);
         for (int pixel = 0; pixel < 4; ++pixel) {
-          transpose<Real>(values[pixel]);
-          for (int i = 0; i < kLanes; ++i) {
-            if (targets[i][pixel] != nullptr) store_some(targets[i][pixel] + o, values[pixel][i], count);
+          if (count > kLanes / 4) {
+            transpose<Real>(values[pixel]);
+            for (int i = 0; i < kLanes; ++i) {
+              if (targets[i][pixel] != nullptr) store_some(targets[i][pixel] + o, values[pixel][i], count);
+            }
+          } else {  // the last two of 18, say, one at a time
+            for (int i = 0; i < kLanes; ++i) {
+              if (targets[i][pixel] == nullptr) continue;
+              for (int64_t k = 0; k < count; ++k) store_one(targets[i][pixel] + o + k, values[pixel][k][i]);
+            }
           }
         }
       }
@@ -417,12 +493,13 @@ class Kernel {
   }
 
   // The pixels of a tile in the output, row by row; null for those outside the frame.
-  SIFA_INLINE void find_targets(int64_t begin, int64_t tile, int64_t tiles, T** targets) {
-    const Run run = run_at(call_, strips_, begin + tile / strips_.tiles, begin + tile / strips_.tiles + 1);
-    const int64_t column = run.piece * strips_.tiles + tile % strips_.tiles;
+  SIFA_INLINE void find_targets(int64_t begin, int64_t place, int64_t places, T** targets) {
+    const int64_t strip = begin + place / strips_.places, tile = place % strips_.places;
+    const Run run = run_at(call_, strips_, strip, strip + 1);
+    const int64_t column = run.piece * strips_.tiles + tile;
     for (int i = 0; i < 4; ++i) {
       const int64_t y = 2 * run.first + i / 2, x = 2 * column + i % 2;
-      const bool inside = tile < tiles && column < strips_.columns && y < call_.height && x < call_.width;
+      const bool inside = place < places && tile < strips_.tiles && y < call_.height && x < call_.width;
       const int64_t pixel = ((run.n * call_.frames + run.t) * call_.height + y) * call_.width + x;
       targets[i] = inside ? static_cast<T*>(call_.output) + pixel * call_.outputs : nullptr;
     }
@@ -440,6 +517,7 @@ class Kernel {
   Real* const saliency_;
   Real* const patches_;
   Real* const products_;
+  Real* const pixels_;
 };
 
 int64_t weight_bytes(const MotionOffset& call) {

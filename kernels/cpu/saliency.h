@@ -10,7 +10,7 @@ namespace sifa::cpu {
 namespace {
 
 // exp(x) for x <= 88, within two units in the last place; from -87 down, exp(-87). NaN stays NaN. Beyond 88
-// the result is any number.
+// the result is anything.
 template <int kLanes>
 SIFA_INLINE Vector<float, kLanes> exponential(Vector<float, kLanes> x) {
   using Floats = Vector<float, kLanes>;
@@ -30,12 +30,25 @@ SIFA_INLINE Vector<float, kLanes> exponential(Vector<float, kLanes> x) {
   return (polynomial * (r * r) + r + 1.f) * power;
 }
 
+// 1 / x, within a unit in the last place, for 2^-126 < x < 2^126. NaN stays NaN.
+template <int kLanes>
+SIFA_INLINE Vector<float, kLanes> reciprocal(Vector<float, kLanes> x) {
+#if defined(__AVX512F__)
+  // A division takes as long as the rest of the sigmoid. One step of Newton's method from 14 bits.
+  if constexpr (kLanes == 16) {
+    const auto guess = bit_cast<Vector<float, 16>>(_mm512_rcp14_ps(bit_cast<__m512>(x)));
+    return guess + guess * (1.f - x * guess);
+  }
+#endif
+  return 1.f / x;
+}
+
 // 1 / (1 + exp(-x)), in [0, 1] for every x but NaN, which stays NaN.
 template <int kLanes>
 SIFA_INLINE Vector<float, kLanes> sigmoid(Vector<float, kLanes> x) {
   using Floats = Vector<float, kLanes>;
-  const Floats value = 1.f / (exponential<kLanes>(-x) + 1.f);
-  return x < Floats{} - 88.f ? Floats{} : value;  // where it is below every normal number
+  const Floats value = reciprocal<kLanes>(exponential<kLanes>(-x) + 1.f);
+  return x < Floats{} - 87.3f ? Floats{} : value;  // where it is about the smallest normal number
 }
 template <int kLanes>
 SIFA_INLINE Vector<double, kLanes> sigmoid(Vector<double, kLanes> x) {

@@ -14,125 +14,12 @@
 #include <string>
 #include <vector>
 
+#include "kernel_tensors.h"
 #include "kernels.h"
 
 namespace {
 
 using namespace sifa;
-
-// --- Values of every element type, as plain as possible --------------------------------------------------
-
-int64_t bytes_of(ScalarKind kind) {
-  return kind == ScalarKind::kFloat64 ? 8 : kind == ScalarKind::kFloat32 ? 4 : 2;
-}
-
-const char* name_of(ScalarKind kind) {
-  const char* const names[] = {"float32", "float64", "float16", "bfloat16"};
-  return names[static_cast<int>(kind)];
-}
-
-// Bits of the fraction, counting the leading one.
-int precision_of(ScalarKind kind) {
-  const int digits[] = {24, 53, 11, 8};
-  return digits[static_cast<int>(kind)];
-}
-
-double half_value(uint16_t bits) {
-  const double sign = bits & 0x8000 ? -1 : 1;
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  if (exponent == 31) return fraction ? std::numeric_limits<double>::quiet_NaN() : sign * INFINITY;
-  return exponent == 0 ? sign * std::ldexp(fraction, -24) : sign * std::ldexp(1024 + fraction, exponent - 25);
-}
-
-double bfloat16_value(uint16_t bits) {
-  const uint32_t word = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
-}
-
-// The 16-bit pattern whose value is nearest, ties to the even pattern. Both formats are ordered as integers.
-template <typename Value>
-uint16_t nearest_bits(double x, uint16_t infinity, Value value) {
-  if (std::isnan(x)) return infinity + 1;
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  x = std::fabs(x);
-  uint16_t low = 0, high = infinity;
-  while (high - low > 1) {
-    const uint16_t middle = low + (high - low) / 2;
-    (value(middle) <= x ? low : high) = middle;
-  }
-  // What would follow the largest finite value decides when it rounds to infinity.
-  const double next = high == infinity ? 2 * value(low) - value(low - 1) : value(high);
-  const double below = x - value(low), above = next - x;
-  const bool up = x >= next || above < below || (above == below && (low & 1));
-  return sign | (up ? high : low);
-}
-
-void write(void* data, ScalarKind kind, int64_t index, double value) {
-  switch (kind) {
-    case ScalarKind::kFloat32:
-      static_cast<float*>(data)[index] = static_cast<float>(value);
-      return;
-    case ScalarKind::kFloat64:
-      static_cast<double*>(data)[index] = value;
-      return;
-    case ScalarKind::kFloat16:
-      static_cast<uint16_t*>(data)[index] = nearest_bits(value, 0x7c00, half_value);
-      return;
-    case ScalarKind::kBFloat16:
-      static_cast<uint16_t*>(data)[index] = nearest_bits(value, 0x7f80, bfloat16_value);
-      return;
-  }
-}
-
-double read(const void* data, ScalarKind kind, int64_t index) {
-  switch (kind) {
-    case ScalarKind::kFloat32:
-      return static_cast<const float*>(data)[index];
-    case ScalarKind::kFloat64:
-      return static_cast<const double*>(data)[index];
-    case ScalarKind::kFloat16:
-      return half_value(static_cast<const uint16_t*>(data)[index]);
-    case ScalarKind::kBFloat16:
-      return bfloat16_value(static_cast<const uint16_t*>(data)[index]);
-  }
-  return 0;
-}
-
-// A tensor (N, frames, height, width, channels) in memory of exactly its size, so that the address sanitizer
-// sees a step outside. With `padding`, there are NaNs between the pixels, and nothing may read them.
-struct Tensor {
-  ScalarKind kind;
-  int64_t shape[5];
-  PixelStrides strides;
-  std::unique_ptr<unsigned char[]> data;
-
-  Tensor(ScalarKind kind, int64_t n, int64_t t, int64_t h, int64_t w, int64_t c, int64_t padding = 0)
-      : kind(kind), shape{n, t, h, w, c}, strides(dense_strides(c + padding, t, h, w)) {
-    const int64_t size =
-        std::max<int64_t>(0, n * t * h * w * (c + padding) - (n * t * h * w > 0 ? padding : 0));
-    data.reset(new unsigned char[static_cast<size_t>(size * bytes_of(kind))]);
-    for (int64_t i = 0; i < size; ++i) write(data.get(), kind, i, std::numeric_limits<double>::quiet_NaN());
-  }
-
-  int64_t index(int64_t n, int64_t t, int64_t y, int64_t x, int64_t c) const {
-    return n * strides.batch + t * strides.frame + y * strides.row + x * strides.column + c;
-  }
-  double at(int64_t n, int64_t t, int64_t y, int64_t x, int64_t c) const {
-    return read(data.get(), kind, index(n, t, y, x, c));
-  }
-  int64_t bytes() const { return shape[0] * shape[1] * shape[2] * shape[3] * shape[4] * bytes_of(kind); }
-
-  template <typename Value>
-  void fill(Value value) {
-    for (int64_t n = 0; n < shape[0]; ++n)
-      for (int64_t t = 0; t < shape[1]; ++t)
-        for (int64_t y = 0; y < shape[2]; ++y)
-          for (int64_t x = 0; x < shape[3]; ++x)
-            for (int64_t c = 0; c < shape[4]; ++c) write(data.get(), kind, index(n, t, y, x, c), value());
-  }
-};
 
 // --- The equations ---------------------------------------------------------------------------------------
 
@@ -339,15 +226,6 @@ struct Buffers {
         grad_offset(c.call.offsets, c.call.batch, c.call.frames, c.call.height, c.call.width, 2 * c.taps()) {}
 };
 
-struct FreeAligned {
-  void operator()(void* data) const { ::operator delete(data, std::align_val_t(cpu::kScratchAlignment)); }
-};
-using Scratch = std::unique_ptr<void, FreeAligned>;
-
-Scratch scratch_of(int64_t bytes) {
-  return Scratch(::operator new(static_cast<size_t>(bytes), std::align_val_t(cpu::kScratchAlignment)));
-}
-
 // Runs forward and backward, cut into pieces of `size` tiles or rows.
 Buffers run(const cpu::Kernels& kernels, const Case& c, int64_t size) {
   Buffers buffers(c);
@@ -372,26 +250,6 @@ Buffers run(const cpu::Kernels& kernels, const Case& c, int64_t size) {
     }
   }
   return buffers;
-}
-
-// Storing may round by half a unit of the stored type; summing may lose some units of the type it sums in, of
-// values that are larger than the result where they cancel.
-void expect_near(const Tensor& actual, const std::vector<double>& expected, ScalarKind features,
-                 const char* what) {
-  double largest = 1;
-  for (const double value : expected) largest = std::max(largest, std::fabs(value));
-  const double summed = std::ldexp(largest, features == ScalarKind::kFloat64 ? -44 : -16);
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double value = read(actual.data.get(), actual.kind, static_cast<int64_t>(i));
-    const double stored = std::ldexp(std::fabs(expected[i]) + summed, -precision_of(actual.kind));
-    // Not EXPECT_NEAR: it would pass a NaN.
-    ASSERT_TRUE(std::fabs(value - expected[i]) <= summed + stored)
-        << what << "[" << i << "] is " << value << ", expected " << expected[i];
-  }
-}
-
-void expect_same_bits(const Tensor& a, const Tensor& b, const char* what) {
-  EXPECT_EQ(std::memcmp(a.data.get(), b.data.get(), static_cast<size_t>(a.bytes())), 0) << what;
 }
 
 class CpuKernels : public testing::TestWithParam<const char*> {

@@ -625,7 +625,9 @@ def gradients_of(function, *inputs):
 def test_compiled_operators_do_not_recompile(operator, make_inputs, device, requires_grad):
     function, _, number = operator
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    # Inductor fixes the sizes of PyTorch's backward of a convolution, which that of the offset calls.
+    backend = "aot_eager" if requires_grad and number == 3 else "inductor"
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
     for batch, frames, height, width in ((2, 4, 6, 7), (3, 5, 9, 12), (5, 2, 2, 3)):
         inputs = make_inputs(batch, 8, frames, height, width, frames + 1, device=device)[:number]
         if requires_grad:
