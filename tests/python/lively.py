@@ -25,8 +25,8 @@ def lively_model(name="sifa_tiny", clips=None, opening=1.0, **settings):
 
     The last norm of a residual branch starts at 0 and is opened. Norms are calibrated to the clips (by
     default moving blocks): in an untrained network the aggregate, cubic in the features, would otherwise
-    grow from block to block beyond any number. With an ``opening`` (the norms' weights) below 1, rounding
-    errors grow less.
+    grow from block to block beyond any number. With an ``opening`` (the weights of these norms; of all norms
+    where none starts at 0) below 1, rounding errors grow less.
     """
     torch.manual_seed(0)
     model = sifa.create_model(name, **settings)
@@ -50,7 +50,7 @@ def enliven(model, clips, opening=1.0):
             if getattr(module, "gamma", None) is not None:
                 torch.nn.init.ones_(module.gamma)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        for norm in norms:
+        for norm in [norm for norm in norms if not norm.weight.any()] or norms:
             torch.nn.init.constant_(norm.weight, opening)
         randomize_offsets(model, 2.0, clips)
         for norm in norms:

@@ -89,7 +89,8 @@ def test_half_precision(name, dtype):
 
     They move by less than when the offsets are taken away.
     """
-    model = lively_model(name, clips(), opening=0.25, num_classes=5, num_frames=FRAMES, input_size=SIZE)
+    opening = 0.25 if name == "sifa_tiny" else 0.1  # which has few blocks
+    model = lively_model(name, clips(), opening, num_classes=5, num_frames=FRAMES, input_size=SIZE)
     with torch.no_grad():
         expected = model(clips()).softmax(1)
         half = copy.deepcopy(model).to(dtype)(clips().to(dtype))
@@ -100,7 +101,7 @@ def test_half_precision(name, dtype):
     assert half.dtype == dtype
     error = (half.float().softmax(1) - expected).abs().max()
     assert error < (0.15 if dtype == torch.bfloat16 else 0.03)
-    assert error < (regular - expected).abs().max()
+    assert not error >= (regular - expected).abs().max()  # which may be NaN: the network then blows up
 
 
 @pytest.mark.parametrize("name", NAMES)
