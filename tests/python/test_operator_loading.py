@@ -13,7 +13,7 @@ import sifa
 import torch
 from sifa.ops import library as loading
 
-# Prints one line of numbers that depend on every part of the operator.
+# Prints one line of numbers that depend on every part of the operators.
 NUMBERS = """
 import torch
 def numbers(attention):
@@ -29,6 +29,13 @@ def numbers(attention):
             output = attention(query, memory, offset, **options)
             output.float().square().sum().backward()
             total += [t.double().abs().mean().item() for t in (output, query.grad, memory.grad, offset.grad)]
+        query, memory, weight = (torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+                                 for shape in ((2, 19, 3, 5, 6), (2, 19, 2, 5, 6), (18, 19, 3, 3)))
+        output = torch.ops.sifa.motion_offset(query, memory, weight, -1, "skip", True)
+        saliency = torch.ops.sifa.motion_saliency(query, memory)
+        (output.float().square().mean() + saliency.float().square().mean()).backward()
+        total += [t.double().abs().mean().item()
+                  for t in (output, saliency, query.grad, memory.grad, weight.grad)]
     return total
 """
 
