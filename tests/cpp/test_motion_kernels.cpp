@@ -45,6 +45,8 @@ Case random_case(uint32_t seed) {
   call.memory_frames = pick({1, 2, 4});
   call.height = pick({1, 2, 3, 7, 8, 20});
   call.width = pick({1, 2, 5, 7, 12, 30});
+  // The loop below is slow, and slower under the sanitizers.
+  if (call.height * call.width > 100) call.channels = pick({1, 3, 17});
   if (seed % 29 == 7) {  // rows that are cut into pieces
     call.width = 460;
     call.height = call.batch = 1;
@@ -189,7 +191,7 @@ class MotionKernels : public testing::TestWithParam<const char*> {
 constexpr int64_t kWhole = std::numeric_limits<int32_t>::max();
 
 TEST_P(MotionKernels, AgreeWithTheEquations) {
-  const uint32_t cases = std::getenv("SIFA_TEST_ALL") != nullptr ? 2000 : 200;
+  const uint32_t cases = std::getenv("SIFA_TEST_ALL") != nullptr ? 1500 : 150;
   for (uint32_t seed = 0; seed < cases; ++seed) {
     const Case c = random_case(seed);
     SCOPED_TRACE(c.description);
