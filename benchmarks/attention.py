@@ -13,6 +13,9 @@ have left them there. The copy ceiling then is the faster of a repeated copy of 
 With ``--cold`` inputs rotate among copies that exceed the last-level cache, and the large copy counts.
 Outputs are allocated by every call, as in use.
 
+On a busy machine "time / floor" and the gain by threads come out worse than they are: a ceiling is the best
+of three looks, while a call waits for the slowest of its threads. The load is printed; let it be 0.
+
 Inputs are random, and all outputs and gradients are compared with those of the reference in float64, or,
 where that would take long, of the operator in float64.
 """
@@ -23,6 +26,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import re
 import statistics
 import sys
@@ -72,6 +76,7 @@ def measure(case: Case, arguments: argparse.Namespace, ceilings: Ceilings, other
         "shape": list(case.shape),
         "cold": cold,
         "checked_against": judged_by,
+        "load_average": os.getloadavg()[0],
         "passes": {},
     }
     for which in PASSES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -46,8 +47,8 @@ def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The lower quartile, the median and the upper quartile."""
-    return statistics.quantiles(values, n=4) if len(values) > 1 else 3 * values
+    """The lower quartile, the median and the upper quartile, none beyond the values."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -109,13 +110,14 @@ class CudaClock:
 
 
 def description(device: str) -> dict[str, str]:
-    """Date, processor and versions: what a committed result must name."""
+    """Date, processor, versions, and how busy the machine was: what a committed result must name."""
     facts = {
         "date": datetime.date.today().isoformat(),
         "processor": _processor(device),
         "sifa": f"sifa {sifa.__version__}",
         "torch": f"torch {torch.__version__}",
         "python": f"python {platform.python_version()}",
+        "load": f"load average {os.getloadavg()[0]:.1f} before",
     }
     if device != "cpu":
         facts["cuda"] = f"CUDA {torch.version.cuda}"

@@ -88,7 +88,8 @@ def test_in_turns(load):
     # Whoever has used up its time leaves, but not at once.
     assert len(measuring.in_turns({"a": lambda: 1.0}, 5, 0.0)["a"]) == measuring.FEWEST_ROUNDS
     assert measuring.ratios([2.0, 6.0, 1.0], [1.0, 2.0]) == [2, 3]
-    assert measuring.quartiles([1.0, 2.0, 3.0]) == [1, 2, 3]
+    assert measuring.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2, 3, 4]
+    assert measuring.quartiles([1.0]) == [1, 1, 1]
 
 
 def test_cases_have_names_of_their_own(load):
