@@ -549,7 +549,7 @@ __global__ void __launch_bounds__(kBlock)
 // The same sums in an order that never changes: one thread owns one channel of one row of one memory frame,
 // and goes through every tap of every query frame that attends to it. Slow, and simple enough to be sure of.
 template <typename T>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 6)  // left to itself, the compiler spills registers for more blocks
     scatter_in_order(const InterFrameAttentionBackward call,
                      const TapGradient<Accumulator<T>>* const gradients, Accumulator<T>* const sums) {
   using Real = Accumulator<T>;
@@ -608,25 +608,23 @@ __global__ void __launch_bounds__(kBlock)
        index += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t pixel = index / num_taps;
     const int64_t p = index - pixel * num_taps;
-    Real y = 0, x = 0;
+    Real sums[2] = {};  // along y, along x
     for (int64_t group = 0; group < call.groups; ++group) {
       const TapGradient<Real> gradient = gradients[(pixel * call.groups + group) * num_taps + p];
-      y += gradient.y;
-      x += gradient.x;
+      sums[0] += gradient.y;
+      sums[1] += gradient.x;
     }
-    Offset* const to = static_cast<Offset*>(call.grad_offset) + 2 * index;
-    to[0] = static_cast<Offset>(y);
-    to[1] = static_cast<Offset>(x);
+    store_pack<2>(static_cast<Offset*>(call.grad_offset) + 2 * index, sums);
   }
 }
 
 // ---------------------------------------------------------------------------------------------- launching
 
-// The lanes that one unit needs.
+// The lanes that one unit needs; more than kMaxTeam if its channels are too many.
 inline int team_for(const InterFrameAttention& call) {
   const int64_t lanes = (call.channels / call.groups + kChannelsPerLane - 1) / kChannelsPerLane;
   int team = 1;
-  while (team < lanes) team *= 2;
+  while (team < lanes && team <= kMaxTeam) team *= 2;
   return team;
 }
 

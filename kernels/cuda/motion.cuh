@@ -1,5 +1,5 @@
 // The CUDA kernels of sifa::motion_saliency and its backward, over the parameter structs of ../motion.h. Like
-// inter_frame_attention.cuh it knows nothing of torch, and tests/cpp/test_cuda_arithmetic.cpp runs it on a
+// inter_frame_attention.cuh it knows nothing of torch, and tests/cpp/test_cuda_motion.cpp runs it on a
 // processor.
 //
 // A thread takes one pack of V channels of one pixel; neighbouring threads read neighbouring packs. Nothing
@@ -20,14 +20,14 @@ __device__ __forceinline__ Real sigmoid(Real x) {
 }
 
 // One pack of a clip with `frames` frames; index counts through (n, t, y, x, pack).
-struct Place {
+struct PackPlace {
   int64_t n, t, y, x, channel;
 };
 
 template <int V>
-__device__ __forceinline__ Place place_at(const MotionSaliency& call, int64_t frames, int64_t index) {
+__device__ __forceinline__ PackPlace place_at(const MotionSaliency& call, int64_t frames, int64_t index) {
   const int64_t packs = call.channels / V;
-  Place place;
+  PackPlace place;
   const int64_t pixel = index / packs;
   place.channel = (index - pixel * packs) * V;
   const int64_t row = pixel / call.width;
@@ -41,7 +41,7 @@ __device__ __forceinline__ Place place_at(const MotionSaliency& call, int64_t fr
 
 template <typename T>
 __device__ __forceinline__ const T* address(const void* tensor, const PixelStrides& strides,
-                                            const Place& place, int64_t t) {
+                                            const PackPlace& place, int64_t t) {
   return static_cast<const T*>(tensor) + place.n * strides.batch + t * strides.frame + place.y * strides.row +
          place.x * strides.column + place.channel;
 }
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kBlock) saliency(const MotionSaliency call) {
   const int64_t count = call.batch * call.frames * call.height * call.width * (call.channels / V);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const Place place = place_at<V>(call, call.frames, i);
+    const PackPlace place = place_at<V>(call, call.frames, i);
     const int64_t m = neighbour_frame(call, place.t);
     Real values[V] = {};
     if (m >= 0) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kBlock) saliency_backward_query(const MotionSa
   const int64_t count = call.batch * call.frames * call.height * call.width * (call.channels / V);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const Place place = place_at<V>(call, call.frames, i);
+    const PackPlace place = place_at<V>(call, call.frames, i);
     const int64_t m = neighbour_frame(call, place.t);
     Real values[V] = {};
     if (m >= 0) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kBlock) saliency_backward_memory(const MotionS
   const int64_t count = call.batch * call.memory_frames * call.height * call.width * (call.channels / V);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const Place place = place_at<V>(call, call.memory_frames, i);
+    const PackPlace place = place_at<V>(call, call.memory_frames, i);
     const FrameRange readers = readers_of(call, place.t);
     Real n[V], sums[V] = {};
     load_pack<V>(address<T>(call.memory, call.memory_strides, place, place.t), n);

@@ -1,8 +1,8 @@
 // Runs CUDA kernels on a processor: just enough of CUDA, as one block after another whose threads are fibers,
-// to execute the source of kernels/cuda/inter_frame_attention.cuh, barriers and shuffles included, where
-// there is no GPU. It fails on lanes that do not meet at a collective; under the sanitizers also on reads and
-// writes out of bounds and on misaligned packs. It knows nothing of memory ordering, of compilers for GPUs or
-// of time: only a GPU shows those.
+// to execute the source of kernels/cuda/*.cuh, barriers and shuffles included, where there is no GPU. It
+// fails on lanes that do not meet at a collective; under the sanitizers also on reads and writes out of
+// bounds and on misaligned packs. It knows nothing of memory ordering, of compilers for GPUs or of time: only
+// a GPU shows those.
 #pragma once
 
 #include <math.h>
@@ -24,7 +24,7 @@
 #define __shared__
 #define __forceinline__ inline
 #define __align__(bytes) __attribute__((aligned(bytes)))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 namespace emulation {
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../../kernels/cuda/inter_frame_attention.cuh"
+#include "far_apart.h"
 
 namespace {
 
@@ -183,8 +184,7 @@ unsigned int grid_of(const Options& options, int64_t items, int64_t per_block) {
 
 // A warp has 32 lanes here too: blocks are as the launcher makes them.
 template <typename T, int V, int K>
-std::vector<T> run_forward(const Options& options, const Tensors<T>& tensors, bool backwards) {
-  InterFrameAttentionBackward call = make_call(options, tensors);
+std::vector<T> run_forward(const Options& options, InterFrameAttentionBackward call, bool backwards) {
   const int64_t units = call.batch * call.frames * call.height * call.width * call.groups;
   std::vector<T> output(units / call.groups * call.channels,
                         static_cast<T>(std::numeric_limits<float>::quiet_NaN()));
@@ -197,6 +197,11 @@ std::vector<T> run_forward(const Options& options, const Tensors<T>& tensors, bo
   return output;
 }
 
+template <typename T, int V, int K>
+std::vector<T> run_forward(const Options& options, const Tensors<T>& tensors, bool backwards) {
+  return run_forward<T, V, K>(options, make_call(options, tensors), backwards);
+}
+
 template <typename T>
 struct Gradients {
   std::vector<T> query;
@@ -205,9 +210,8 @@ struct Gradients {
 };
 
 template <typename T, int V>
-Gradients<T> run_backward(const Options& options, const Tensors<T>& tensors, bool backwards) {
+Gradients<T> run_backward(const Options& options, InterFrameAttentionBackward call, bool backwards) {
   using Real = Accumulator<T>;
-  InterFrameAttentionBackward call = make_call(options, tensors);
   const int64_t pixels = call.batch * call.frames * call.height * call.width, units = pixels * call.groups;
   const int64_t taps = call.kernel_size * call.kernel_size;
   const int64_t memory_pixels = call.batch * call.memory_frames * call.height * call.width;
@@ -241,6 +245,11 @@ Gradients<T> run_backward(const Options& options, const Tensors<T>& tensors, boo
       grid_of(options, memory_pixels / call.width * call.channels, cuda::kBlock), cuda::kBlock, 0, backwards,
       [&] { cuda::scatter_in_order<T>(call, tap_gradients.data(), gradients.memory_in_order.data()); });
   return gradients;
+}
+
+template <typename T, int V>
+Gradients<T> run_backward(const Options& options, const Tensors<T>& tensors, bool backwards) {
+  return run_backward<T, V>(options, make_call(options, tensors), backwards);
 }
 
 template <typename T>
@@ -479,5 +488,56 @@ void check_backward_against_float64(double tolerance) {
 
 TEST(CudaKernels, BackwardFloat32) { check_backward_against_float64<float, 4>(1e-4); }
 TEST(CudaKernels, BackwardFloat16) { check_backward_against_float64<_Float16, 8>(2e-3); }
+
+// Far too many for a launch, and for doubling an int.
+TEST(CudaKernels, ChannelsWithoutEndHaveATeamThatIsTooLarge) {
+  InterFrameAttention call{};
+  call.groups = 1;
+  for (const int64_t channels : {int64_t(4097), int64_t(1) << 35, int64_t(1) << 62}) {
+    call.channels = channels;
+    EXPECT_GT(cuda::team_for(call), cuda::kMaxTeam);
+  }
+}
+
+TEST(CudaKernels, AddressesOfMoreThan31Bits) {
+  Options options{"far apart", 2, 8, 2, 2, 3, 4};
+  const Tensors<float> tensors = random_tensors<float>(options, true, 5);
+  const int64_t row = options.width * options.channels, taps = 2 * options.kernel_size * options.kernel_size;
+  const FarApart<float> query(tensors.query, row), memory(tensors.memory, row), grad(tensors.grad, row),
+      offset(tensors.float_offset, options.width * taps);
+  if (!query.exists() || !memory.exists() || !grad.exists() || !offset.exists()) {
+    GTEST_SKIP() << "needs 192 GiB of address space";
+  }
+  InterFrameAttentionBackward call = make_call(options, tensors);
+  call.query = query.data();
+  call.memory = memory.data();
+  call.grad_output = grad.data();
+  call.offset = offset.data();
+  const PixelStrides strides = FarApart<float>::strides(options.channels, options.frames, options.height);
+  call.query_strides = call.memory_strides = call.grad_output_strides = strides;
+  call.offset_strides = {strides.batch, 1, strides.frame, strides.row, taps};
+  EXPECT_EQ((run_forward<float, 4, 3>(options, call, false)),
+            (run_forward<float, 4, 3>(options, tensors, false)));
+  const Gradients<float> far = run_backward<float, 4>(options, call, false),
+                         near = run_backward<float, 4>(options, tensors, false);
+  EXPECT_EQ(far.query, near.query);
+  EXPECT_EQ(far.memory, near.memory);
+  EXPECT_EQ(far.memory_in_order, near.memory_in_order);
+  EXPECT_EQ(far.offset, near.offset);
+}
+
+// Of a tensor that is dense, and hence large.
+TEST(CudaKernels, UnitsBeyond31Bits) {
+  InterFrameAttention call{};
+  call.batch = 5;
+  call.frames = call.memory_frames = 7;
+  call.height = 1 << 14;
+  call.width = 1 << 15;
+  call.clamp = true;
+  const int64_t pixel = ((4 * 7 + 6) * call.height + 16381) * call.width + 32765;
+  const cuda::Unit unit = cuda::unit_at(call, pixel * 3 + 2, 3);
+  EXPECT_EQ(std::vector<int64_t>({unit.batch, unit.t, unit.y, unit.x, unit.pixel, unit.group, unit.frame}),
+            std::vector<int64_t>({4, 6, 16381, 32765, pixel, 2, 6}));
+}
 
 }  // namespace
