@@ -5,6 +5,9 @@ import pytest
 import torch
 import torch._dynamo
 
+# cuDNN rounds the float32 of convolutions to TF32 otherwise, and no test means that.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def _has_cuda_kernels() -> bool:
     return torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(

@@ -371,18 +371,28 @@ def test_autocast(inputs_on_gpu, dtype):
     assert_matches(output, reference.inter_frame_attention(query.to(dtype), memory.to(dtype), offset), dtype)
 
 
+def large_features():
+    """Return 4 GiB of float16 features, (1, 512, 1, 2056, 2048)."""
+    features = torch.empty(1, 2056, 2048, 512, device="cuda", dtype=torch.float16)
+    for row in features[0]:
+        row.normal_()
+    features = features.unsqueeze(1).permute(0, 4, 1, 2, 3)
+    assert features.numel() > 2**31
+    return features
+
+
+def large_offset():
+    """Return offsets for them whose positions are exact in float32, on row 10 as on row 2000."""
+    offset = torch.randn(1, 18, 1, 2056, 2048, device="cuda").clamp_(-3, 3)
+    return (offset * 1024).round() / 1024
+
+
 def test_more_than_31_bits_of_elements():
     """The end of a tensor of 2^31 elements and more, against the same pixels in a small one."""
     needed = 16 * 2**30
     if torch.cuda.mem_get_info()[0] < needed:
         pytest.skip(f"needs {needed // 2**30} GiB of free GPU memory")
-    height, width, channels = 2056, 2048, 512
-    features = torch.empty(1, height, width, channels, device="cuda", dtype=torch.float16)
-    for row in features[0]:
-        row.normal_()
-    features = features.unsqueeze(1).permute(0, 4, 1, 2, 3)
-    assert features.numel() > 2**31
-    offset = torch.randn(1, 18, 1, height, width, device="cuda").clamp_(-3, 3)
+    features, offset = large_features(), large_offset()
     output = sifa.inter_frame_attention(features, features, offset)
     last, end = slice(-16, None), slice(-8, None)
     expected = sifa.inter_frame_attention(
@@ -390,3 +400,133 @@ def test_more_than_31_bits_of_elements():
     )
     assert torch.equal(output[..., end, :], expected[..., end, :])
     check_forward(features[..., last, :64], features[..., last, :64], offset[..., last, :64])
+
+
+def test_more_than_31_bits_of_elements_backward():
+    """As above; the rows at the end get no gradient from those that the small tensors lack."""
+    needed = 64 * 2**30
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed // 2**30} GiB of free GPU memory")
+    features, offset = large_features(), large_offset()
+    last, end = slice(-24, None), slice(-8, None)
+    whole = gradients(features, features, offset, features)
+    small = [tensor[..., last, :] for tensor in (features, features, offset, features)]
+    for given, wanted in zip(whole, gradients(*small), strict=True):
+        assert_matches(given[..., end, :], wanted[..., end, :], given.dtype)
+
+
+# --- The motion operators: what test_operator_motion.py, which runs on every device, does not ask ----------
+
+
+def motion_inputs(dtype=torch.float32, channels=32, frames=4, height=9, width=11):
+    """Return (query, memory, weight) on the GPU."""
+
+    def features():
+        values = torch.randn(2, channels, frames, height, width, device="cuda").to(dtype)
+        return values.contiguous(memory_format=torch.channels_last_3d)
+
+    weight = torch.randn(18, channels, 3, 3, device="cuda") / (9 * channels) ** 0.5
+    return features(), features(), weight.to(dtype)
+
+
+def motion_step(function, inputs, grad_output=None):
+    """Return the output and the gradients of the inputs."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = function(*leaves)
+    grad_output = torch.ones_like(output) if grad_output is None else grad_output
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
+
+
+@pytest.fixture(params=["motion_saliency", "motion_offset"])
+def motion(request):
+    """(function, number of tensors that it takes)."""
+    return getattr(sifa, request.param), 2 if request.param == "motion_saliency" else 3
+
+
+@pytest.mark.parametrize("options", [{}, {"frame_shift": -1, "edge": "skip", "residual": True}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_motion_is_what_the_cpu_computes(motion, dtype, options):
+    function, number = motion
+    inputs = motion_inputs(dtype)[:number]
+    on_cpu = [tensor.cpu() for tensor in inputs]
+    grad_output = torch.randn_like(function(*on_cpu))
+    expected = motion_step(lambda *x: function(*x, **options), on_cpu, grad_output)
+    given = motion_step(lambda *x: function(*x, **options), inputs, grad_output.cuda())
+    for actual, wanted in zip(given, expected, strict=True):
+        assert actual.is_cuda
+        assert actual.dtype == dtype
+        assert_matches(actual, wanted, dtype)
+
+
+def test_motion_on_the_current_stream(motion):
+    function, number = motion
+    inputs = motion_inputs()[:number]
+    expected = motion_step(function, inputs)
+    late = torch.zeros_like(inputs[0])
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # longer than any launch
+        late.copy_(inputs[0])
+        given = motion_step(function, (late, *inputs[1:]))
+    stream.synchronize()
+    for actual, wanted in zip(given, expected, strict=True):
+        assert_matches(actual, wanted, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_motion_in_a_cuda_graph(motion, dtype):
+    function, number = motion
+    inputs = motion_inputs(dtype)[:number]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        motion_step(function, inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = motion_step(function, inputs)
+    for _ in range(2):
+        for tensor, new in zip(inputs, motion_inputs(dtype), strict=False):
+            tensor.copy_(new)
+        graph.replay()
+        for actual, expected in zip(results, motion_step(function, inputs), strict=True):
+            assert_matches(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("deterministic")
+def test_motion_is_deterministic(motion, dtype):
+    function, number = motion
+    inputs = motion_inputs(dtype)[:number]
+    first = motion_step(lambda *x: function(*x, frame_shift=7), inputs)  # all frames read the last
+    for _ in range(3):
+        again = motion_step(lambda *x: function(*x, frame_shift=7), inputs)
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_motion_on_another_device(motion):
+    function, number = motion
+    inputs = motion_inputs()[:number]
+    expected = motion_step(function, inputs)
+    with torch.cuda.device(0):
+        given = motion_step(function, [tensor.to("cuda:1") for tensor in inputs])
+        assert torch.cuda.current_device() == 0
+    for actual, wanted in zip(given, expected, strict=True):
+        assert actual.device.index == 1
+        assert_matches(actual, wanted, torch.float32)
+
+
+def test_motion_saliency_of_more_than_31_bits_of_elements():
+    """Its pixels do not see one another: the end of a large tensor is exactly that of a small one."""
+    needed = 40 * 2**30
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed // 2**30} GiB of free GPU memory")
+    features = large_features()
+    memory = features.flip(4)
+    end = slice(-8, None)
+    whole = motion_step(sifa.motion_saliency, (features, memory), features)
+    small = [tensor[..., end, :] for tensor in (features, memory, features)]
+    for given, wanted in zip(whole, motion_step(sifa.motion_saliency, small[:2], small[2]), strict=True):
+        assert torch.equal(given[..., end, :], wanted)

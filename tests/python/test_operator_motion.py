@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sifa import reference
+from sifa.ops import motion as motion_module
 from test_operator import LAYOUTS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
@@ -116,6 +117,14 @@ def assert_near(actual, expected, dtype, what):
     )
 
 
+def assert_near_rounded(actual, expected, dtype, what):
+    """PyTorch's convolution and its backward see the saliency and its gradient rounded to the type."""
+    assert actual.dtype == dtype
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    eps = torch.finfo(dtype).eps
+    assert_close(actual.double(), expected, rtol=2 * eps, atol=2 * eps * largest, msg=what)
+
+
 def check(operator, inputs, options, copies=None, backward=True):
     """Compare values, dtype, layout and gradients with the restatement's."""
     function, plain, number = operator
@@ -123,7 +132,11 @@ def check(operator, inputs, options, copies=None, backward=True):
     doubles = [tensor.detach().double().clone().requires_grad_() for tensor in (copies or inputs)[:number]]
     output, expected = function(*inputs, **options), plain(*doubles, **options)
     dtype = inputs[0].dtype
-    assert_near(output.detach(), expected.detach(), dtype, "output")
+    rounded = number == 3 and dtype in (torch.float16, torch.bfloat16)
+    if rounded and output.is_cuda:
+        assert_near_rounded(output.detach(), expected.detach(), dtype, "output")
+    else:
+        assert_near(output.detach(), expected.detach(), dtype, "output")
     if function is sifa.motion_saliency or not output.is_cuda:
         assert output.is_contiguous(memory_format=torch.channels_last_3d)
     if not backward:
@@ -132,11 +145,8 @@ def check(operator, inputs, options, copies=None, backward=True):
     wanted = torch.autograd.grad(expected, doubles, upstream.double(), materialize_grads=True)
     gradients = torch.autograd.grad(output, inputs, upstream)
     for name, gradient, full in zip(("query", "memory", "weight"), gradients, wanted, strict=False):
-        if number == 3 and dtype in (torch.float16, torch.bfloat16):
-            # PyTorch's backward of the convolution rounds the saliency and its gradient to the type.
-            largest = full.abs().max().item() if full.numel() else 0.0
-            eps = torch.finfo(dtype).eps
-            assert_close(gradient.double(), full, rtol=2 * eps, atol=2 * eps * largest, msg=name)
+        if rounded:
+            assert_near_rounded(gradient, full, dtype, name)
         else:
             assert_near(gradient, full, dtype, f"gradient of {name}")
 
@@ -362,6 +372,29 @@ def test_any_call(operator, make_inputs, device, call):
     torch.manual_seed(seed)
     query, memory, weight = make_inputs(device=device, **sizes)
     check(operator, (LAYOUTS[layouts[0]](query), LAYOUTS[layouts[1]](memory), weight), options)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 8, 3, 5, 6), (0, 8, 3, 5, 6), (2, 0, 3, 5, 6), (2, 8, 0, 5, 6), (2, 8, 3, 0, 6), (2, 8, 3, 5, 0)],
+    ids=str,
+)
+def test_what_cuda_computes_without_a_kernel(shape):
+    """The convolution that motion_offset is made of on CUDA, on any device; PyTorch refuses empty frames."""
+    saliency = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(18, shape[1], 3, 3, dtype=torch.float64, requires_grad=True)
+    convolution = torch.jit.script(motion_module._convolution)
+    for function in (motion_module._convolution, convolution):
+        offset = function(saliency, weight)
+        assert offset.shape == (shape[0], 18, *shape[2:])
+        gradients = torch.autograd.grad(offset.square().sum(), (saliency, weight))
+        if saliency.numel() == 0:
+            assert not offset.any()
+            assert not any(gradient.any() for gradient in gradients)
+        else:
+            frames = torch.nn.functional.conv3d(saliency, weight.unsqueeze(2), padding=(0, 1, 1))
+            assert_close(offset, frames)
+            assert_close(gradients, torch.autograd.grad(frames.square().sum(), (saliency, weight)))
 
 
 # --- Derivatives ------------------------------------------------------------------------------------------

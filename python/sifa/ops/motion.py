@@ -85,9 +85,11 @@ def motion_offset(
         residual: add the memory frame to the saliency.
 
     Returns:
-        (N, O, T, H, W) in the dtype of ``query``; on the CPU accumulated in float32 (float64 for float64),
+        (N, O, T, H, W) in the dtype of ``query``. On the CPU accumulated in float32 (float64 for float64),
         and in ``torch.channels_last_3d`` memory format. The CPU kernel is Winograd's F(2×2, 3×3), in which an
-        infinite saliency may become NaN within its 3×3 neighbourhood: both drop a tap.
+        infinite saliency may become NaN within its 3×3 neighbourhood: both drop a tap. On CUDA the saliency
+        is rounded to the dtype, and a float32 convolution is one in TF32 unless
+        ``torch.backends.cudnn.allow_tf32`` is off.
 
     Differentiable once in ``query``, ``memory`` and ``weight``. Under autocast, computed in the active
     autocast dtype. It works in TorchScript, ``torch.compile`` and ``torch.export``.
@@ -99,8 +101,14 @@ def motion_offset(
     """
     if not query.is_cuda:
         return torch.ops.sifa.motion_offset(query, memory, weight, frame_shift, edge, residual)
-    saliency = torch.ops.sifa.motion_saliency(query, memory, frame_shift, edge, residual)
-    batch, channels, steps, height, width = query.shape
+    return _convolution(torch.ops.sifa.motion_saliency(query, memory, frame_shift, edge, residual), weight)
+
+
+def _convolution(saliency: Tensor, weight: Tensor) -> Tensor:
+    batch, channels, steps, height, width = saliency.shape
+    if saliency.numel() == 0:  # PyTorch refuses to convolve frames without height, width or channels
+        nothing = saliency.new_zeros([batch, weight.shape[0], steps, height, width])
+        return nothing * (saliency.sum() + weight.sum())  # differentiable: the gradients are zeros
     frames = saliency.transpose(1, 2).reshape(batch * steps, channels, height, width)
     offset = torch.nn.functional.conv2d(frames, weight, padding=1)
     return offset.view(batch, steps, weight.shape[0], height, width).transpose(1, 2)
