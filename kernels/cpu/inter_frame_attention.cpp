@@ -5,28 +5,18 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
 #include <string>
 #include <tuple>
 
 #include "../checks.h"
 #include "kernels.h"
+#include "scratch.h"
 
 namespace sifa::cpu {
 namespace {
 
 using torch::stable::Tensor;
-
-struct FreeScratch {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(kScratchAlignment)); }
-};
-using Scratch = std::unique_ptr<void, FreeScratch>;
-
-Scratch allocate(int64_t bytes) {
-  return Scratch(::operator new(static_cast<size_t>(bytes), std::align_val_t(kScratchAlignment)));
-}
 
 // Tiles per thread that are worth a thread: about as many products as the elements that torch's own loops ask
 // for.

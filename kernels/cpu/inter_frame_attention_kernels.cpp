@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "table.h"
 #include "vector.h"
 
 namespace sifa::cpu {
@@ -515,20 +516,6 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
   }
 }
 
-template <typename Run>
-SIFA_INLINE void for_feature_type(ScalarKind kind, const Run& run) {
-  switch (kind) {
-    case ScalarKind::kFloat32:
-      return run(float{});
-    case ScalarKind::kFloat64:
-      return run(double{});
-    case ScalarKind::kFloat16:
-      return run(Half{});
-    case ScalarKind::kBFloat16:
-      return run(BFloat16{});
-  }
-}
-
 void forward(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
   for_feature_type(call.features,
                    [&](auto type) { forward_tiles<decltype(type)>(call, begin, end, scratch); });
@@ -550,10 +537,6 @@ void backward_memory(const InterFrameAttentionBackward& call, int64_t n, int64_t
 
 }  // namespace
 
-#define SIFA_JOIN_(a, b) a##b
-#define SIFA_JOIN(a, b) SIFA_JOIN_(a, b)
-#define SIFA_STRING_(name) #name
-#define SIFA_STRING(name) SIFA_STRING_(name)
 #define SIFA_TABLE SIFA_JOIN(SIFA_CPU_CAPABILITY, _kernels)
 
 extern const Kernels SIFA_TABLE;

@@ -132,15 +132,6 @@ struct Tensor {
   }
 };
 
-struct FreeAligned {
-  void operator()(void* data) const { ::operator delete(data, std::align_val_t(cpu::kScratchAlignment)); }
-};
-using Scratch = std::unique_ptr<void, FreeAligned>;
-
-inline Scratch scratch_of(int64_t bytes) {
-  return Scratch(::operator new(static_cast<size_t>(bytes), std::align_val_t(cpu::kScratchAlignment)));
-}
-
 // Storing may round by half a unit of the stored type; summing may lose some units of the type it sums in, of
 // values that are larger than the result where they cancel.
 inline void expect_near(const Tensor& actual, const std::vector<double>& expected, ScalarKind features,

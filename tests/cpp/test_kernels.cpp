@@ -16,6 +16,7 @@
 
 #include "kernel_tensors.h"
 #include "kernels.h"
+#include "scratch.h"
 
 namespace {
 
@@ -234,17 +235,17 @@ Buffers run(const cpu::Kernels& kernels, const Case& c, int64_t size) {
   call.grad_query = buffers.grad_query.data.get();
   call.grad_memory = buffers.grad_memory.data.get();
   call.grad_offset = buffers.grad_offset.data.get();
-  const Scratch tap_gradients = scratch_of(cpu::tap_gradient_bytes(call));
+  const cpu::Scratch tap_gradients = cpu::allocate(cpu::tap_gradient_bytes(call));
   for (int64_t begin = 0; begin < cpu::tiles(call); begin += size) {
     const int64_t end = std::min(begin + size, cpu::tiles(call));
-    const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
+    const cpu::Scratch scratch = cpu::allocate(cpu::scratch_bytes(call));
     kernels.forward(call, begin, end, scratch.get());
     kernels.backward_query(call, begin, end, tap_gradients.get(), scratch.get());
   }
   for (int64_t frame = 0; frame < call.batch * call.memory_frames; ++frame) {
     for (int64_t begin = 0; begin < call.height; begin += size) {
       const int64_t end = std::min(begin + size, call.height);
-      const Scratch scratch = scratch_of(cpu::memory_scratch_bytes(call, end - begin));
+      const cpu::Scratch scratch = cpu::allocate(cpu::memory_scratch_bytes(call, end - begin));
       kernels.backward_memory(call, frame / call.memory_frames, frame % call.memory_frames, begin, end,
                               tap_gradients.get(), scratch.get());
     }
@@ -313,7 +314,7 @@ TEST_P(CpuKernels, LoadAndStoreEveryHalf) {
     call.query_strides = c.query->strides;
     Tensor output(kind, 1, 1, 1, call.width, call.channels);
     call.output = output.data.get();
-    const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
+    const cpu::Scratch scratch = cpu::allocate(cpu::scratch_bytes(call));
     kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
     for (int64_t i = 0; i < call.width * call.channels; ++i) {
       const auto result = reinterpret_cast<const uint16_t*>(output.data.get())[i];
@@ -366,7 +367,7 @@ TEST_P(CpuKernels, RoundToNearestEven) {
     Tensor output(kind, 1, 1, 1, call.width, call.channels),
         expected(kind, 1, 1, 1, call.width, call.channels);
     call.output = output.data.get();
-    const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
+    const cpu::Scratch scratch = cpu::allocate(cpu::scratch_bytes(call));
     kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
     for (int64_t i = 0; i < call.width * call.channels; ++i) {
       const double q = c.query->at(0, 0, 0, 0, i), m = c.memory->at(0, 0, 0, 0, i);
@@ -391,7 +392,7 @@ TEST_P(CpuKernels, DoNotReadInfinityOutside) {
   call.offset = offset;
   call.offset_strides.channel = 1;
   call.output = output;
-  const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
+  const cpu::Scratch scratch = cpu::allocate(cpu::scratch_bytes(call));
   kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
   for (const float value : output) EXPECT_EQ(value, INFINITY);
 }
@@ -410,7 +411,7 @@ TEST_P(CpuKernels, SoftmaxOfAVeryNegativeLogit) {
   call.offset = offset;
   call.offset_strides.channel = 1;
   call.output = &output;
-  const Scratch scratch = scratch_of(cpu::scratch_bytes(call));
+  const cpu::Scratch scratch = cpu::allocate(cpu::scratch_bytes(call));
   kernels_->forward(call, 0, cpu::tiles(call), scratch.get());
   EXPECT_EQ(output, 10);
 }

@@ -16,6 +16,7 @@
 
 #include "kernel_tensors.h"
 #include "motion_kernels.h"
+#include "scratch.h"
 
 namespace {
 
@@ -173,12 +174,12 @@ class MotionKernels : public testing::TestWithParam<const char*> {
 
     MotionOffset offset = c.call;
     offset.output = buffers.offset.data.get();
-    const Scratch weights = scratch_of(offset_->weight_bytes(offset));
+    const cpu::Scratch weights = cpu::allocate(offset_->weight_bytes(offset));
     in_pieces(offset.channels, [&](int64_t begin, int64_t end) {
       offset_->transform_weights(offset, begin, end, weights.get());
     });
     in_pieces(offset_->strips(offset), [&](int64_t begin, int64_t end) {
-      const Scratch scratch = scratch_of(offset_->scratch_bytes(offset));
+      const cpu::Scratch scratch = cpu::allocate(offset_->scratch_bytes(offset));
       offset_->forward(offset, weights.get(), begin, end, scratch.get());
     });
     return buffers;
@@ -282,8 +283,8 @@ TEST_P(MotionKernels, NotANumberStaysInItsNeighbourhood) {
       call.weight = weight.data.get();
       call.weight_strides = {weight.strides.batch, 1, weight.strides.frame, weight.strides.row};
       call.output = offset.data.get();
-      const Scratch weights = scratch_of(offset_->weight_bytes(call));
-      const Scratch scratch = scratch_of(offset_->scratch_bytes(call));
+      const cpu::Scratch weights = cpu::allocate(offset_->weight_bytes(call));
+      const cpu::Scratch scratch = cpu::allocate(offset_->scratch_bytes(call));
       offset_->transform_weights(call, 0, 3, weights.get());
       offset_->forward(call, weights.get(), 0, offset_->strips(call), scratch.get());
       for (int64_t row = 0; row < 6; ++row) {
