@@ -1,4 +1,4 @@
-"""Measures what SIFA adds to a whole network: every family with it and without it, eager and compiled.
+"""Measures what SIFA adds to a whole network: every family with it and without it, by every engine.
 
 python benchmarks/models.py [--models NAME …] [--rounds N] [--device cuda] [--json FILE]
 
@@ -11,8 +11,11 @@ those of the ratio of the two.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import sifa
@@ -28,6 +31,20 @@ MODELS: list[tuple[str, dict]] = [
     ("sifa_mobilenetv4_small", {}),
     ("sifa_tiny", {}),
 ]
+
+
+def frozen(model: nn.Module) -> torch.jit.ScriptModule:
+    """The model as the C++ runtime gets it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated")
+        return torch.jit.freeze(torch.jit.script(copy.deepcopy(model)))  # scripting may change the model
+
+
+ENGINES: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
+    "eager": lambda model: model,
+    "TorchScript": frozen,
+    "compiled": torch.compile,
+}
 
 
 def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
@@ -47,7 +64,7 @@ def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
 
 
 def measure(name: str, options: dict, num_rounds: int, device: str) -> dict:
-    """Time a model with and without SIFA, eager and compiled."""
+    """Time a model with and without SIFA, by every engine."""
     torch.manual_seed(0)
     model, plain = (sifa.create_model(name, **options, **without) for without in ({}, {"temporal": None}))
     model, plain = model.to(device), plain.to(device)
@@ -58,9 +75,9 @@ def measure(name: str, options: dict, num_rounds: int, device: str) -> dict:
         rivals = {"with": with_offsets(model, clip), "without": plain.eval()}
         if not model(clip).isfinite().all():
             raise SystemExit(f"{name}: its output is not finite, so its time would mean nothing")
-        for engine in ("eager", "compiled"):
+        for engine, prepare in ENGINES.items():
             torch.compiler.reset()
-            run = {n: torch.compile(m) if engine == "compiled" else m for n, m in rivals.items()}
+            run = {n: prepare(m) for n, m in rivals.items()}
             for n, network in run.items():
                 progress(f"{name}, {engine}: first calls, {n}")
                 network(clip)
@@ -77,7 +94,7 @@ def table_line(row: dict) -> str:
     """The measurements of one model as a line of a Markdown table."""
     options = "".join(f", {key}={value}" for key, value in row["options"].items())
     cells = [row["name"] + options, "×".join(map(str, row["clip"]))]
-    for engine in ("eager", "compiled"):
+    for engine in ENGINES:
         for what, digits in (("with", 1), ("without", 1), ("ratio", 3)):
             cells.append(spread(row[engine][what], digits))
     return "| " + " | ".join(cells) + " |"
@@ -96,8 +113,12 @@ def main() -> None:
     facts = description(arguments.device)
     print(", ".join(facts.values()))
     print("milliseconds per clip: median (quartiles)\n")
-    columns = [f"{engine}, {what}" for engine in ("eager", "compiled") for what in ("SIFA", "none", "ratio")]
-    print("| model | clip | " + " | ".join(columns) + " |\n" + "|---" * 8 + "|")
+    columns = [
+        "model",
+        "clip",
+        *(f"{engine}, {what}" for engine in ENGINES for what in ("SIFA", "none", "ratio")),
+    ]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     rows = []
     for name, options in MODELS:
         if not arguments.models or name in arguments.models:
