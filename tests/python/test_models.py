@@ -378,9 +378,11 @@ def test_set_num_frames():
     assert model.num_frames == model.config["num_frames"] == FRAMES
     model.set_num_frames(12)
     assert model.num_frames == model.config["num_frames"] == 12
-    longer = torch.randn(2, 3, 12, 64, 64)
+    longer = torch.randn(2, 3, 12, 64, 64, generator=torch.Generator().manual_seed(2))
     assert model(longer).shape == (2, 5)
-    torch.testing.assert_close(model(longer)[1:], model(longer[1:]))  # clips do not see each other
+    # Clips do not see each other. In float64: convolutions of one clip and of two round differently.
+    exact = copy.deepcopy(model).double()
+    torch.testing.assert_close(exact(longer.double())[1:], exact(longer[1:].double()))
     with pytest.raises(ValueError, match="clip must have 12 frames, got 8; use set_num_frames"):
         model(clips())
     with pytest.raises(torch.jit.Error, match="clip must have 12 frames, got 8"):
