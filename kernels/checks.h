@@ -47,6 +47,18 @@ torch::stable::Tensor with_adjacent_channels(const torch::stable::Tensor& featur
 PixelStrides pixel_strides(const torch::stable::Tensor& features);
 OffsetStrides offset_strides(const torch::stable::Tensor& offset);
 
+// Puts the features into the parameter struct of any operator. They are converted where they have to be, so
+// they must outlive the call.
+template <typename Call>
+void read_features(Call& call, torch::stable::Tensor& query, torch::stable::Tensor& memory) {
+  query = with_adjacent_channels(query);
+  memory = with_adjacent_channels(memory);
+  call.query = query.const_data_ptr();
+  call.query_strides = pixel_strides(query);
+  call.memory = memory.const_data_ptr();
+  call.memory_strides = pixel_strides(memory);
+}
+
 // An uninitialised channels_last_3d tensor with the shape, element type and device of `like`.
 torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like);
 // The same with another number of channels.

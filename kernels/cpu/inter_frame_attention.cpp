@@ -34,12 +34,7 @@ Tensor inter_frame_attention(Tensor query, Tensor memory, Tensor offset, int64_t
   Tensor output = empty_channels_last(query);
   if (output.numel() == 0) return output;
 
-  query = with_adjacent_channels(query);
-  memory = with_adjacent_channels(memory);
-  call.query = query.const_data_ptr();
-  call.query_strides = pixel_strides(query);
-  call.memory = memory.const_data_ptr();
-  call.memory_strides = pixel_strides(memory);
+  read_features(call, query, memory);
   call.offset = offset.const_data_ptr();
   call.offset_strides = offset_strides(offset);
   call.output = output.mutable_data_ptr();
@@ -82,13 +77,8 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
     return {grad_query, grad_memory, grad_offset};
   }
 
-  query = with_adjacent_channels(query);
-  memory = with_adjacent_channels(memory);
+  read_features(call, query, memory);
   grad_output = with_adjacent_channels(grad_output);
-  call.query = query.const_data_ptr();
-  call.query_strides = pixel_strides(query);
-  call.memory = memory.const_data_ptr();
-  call.memory_strides = pixel_strides(memory);
   call.offset = offset.const_data_ptr();
   call.offset_strides = offset_strides(offset);
   call.grad_output = grad_output.const_data_ptr();

@@ -24,16 +24,6 @@ int64_t grain(int64_t per_piece, int64_t worth) {
 constexpr int64_t kElements = 1 << 15;  // torch's own loops ask for as many
 constexpr int64_t kProducts = 1 << 18;
 
-// `query` and `memory` are converted where they have to be, and must outlive the call.
-void read_features(MotionSaliency& call, Tensor& query, Tensor& memory) {
-  query = with_adjacent_channels(query);
-  memory = with_adjacent_channels(memory);
-  call.query = query.const_data_ptr();
-  call.query_strides = pixel_strides(query);
-  call.memory = memory.const_data_ptr();
-  call.memory_strides = pixel_strides(memory);
-}
-
 Tensor motion_saliency(Tensor query, Tensor memory, int64_t frame_shift, std::string edge, bool residual) {
   MotionSaliency call = check_motion_saliency(query, memory, frame_shift, edge, residual);
   Tensor output = empty_channels_last(query);

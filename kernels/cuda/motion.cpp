@@ -19,16 +19,6 @@ namespace {
 using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
-// `query` and `memory` are converted where they have to be, and must outlive the call's enqueueing.
-void read_features(MotionSaliency& call, Tensor& query, Tensor& memory) {
-  query = with_adjacent_channels(query);
-  memory = with_adjacent_channels(memory);
-  call.query = query.const_data_ptr();
-  call.query_strides = pixel_strides(query);
-  call.memory = memory.const_data_ptr();
-  call.memory_strides = pixel_strides(memory);
-}
-
 Tensor saliency(Tensor query, Tensor memory, int64_t frame_shift, std::string edge, bool residual) {
   MotionSaliency call = check_motion_saliency(query, memory, frame_shift, edge, residual);
   const DeviceGuard guard(query.get_device_index());
