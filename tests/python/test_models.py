@@ -87,7 +87,7 @@ def test_every_engine_equals_eager(model, tmp_path):
 def test_half_precision(name, dtype):
     """The probabilities of a network that amplifies errors little, against those of float32.
 
-    They move by less than when the offsets are reversed. (Without any, a deep network may blow up.)
+    They move by less than when the offsets are taken away, or, where the network would then blow up, reversed.
     """
     opening = 0.25 if name == "sifa_tiny" else 0.1  # which has few blocks
     model = lively_model(name, clips(), opening, num_classes=5, num_frames=FRAMES, input_size=SIZE)
@@ -96,12 +96,12 @@ def test_half_precision(name, dtype):
         half = copy.deepcopy(model).to(dtype)(clips().to(dtype))
         for module in model.modules():
             if isinstance(module, sifa.SIFA):
-                module.conv_offset.weight.neg_()
-        reversed_ = model(clips()).softmax(1)
+                module.conv_offset.weight *= -1 if name in ("sifa_resnet101", "sifa_resnet152") else 0
+        changed = model(clips()).softmax(1)
     assert half.dtype == dtype
     error = (half.float().softmax(1) - expected).abs().max()
     assert error < (0.15 if dtype == torch.bfloat16 else 0.03)
-    assert error < (reversed_ - expected).abs().max()
+    assert error < (changed - expected).abs().max()
 
 
 @pytest.mark.parametrize("name", NAMES)
