@@ -87,7 +87,7 @@ def test_every_engine_equals_eager(model, tmp_path):
 def test_half_precision(name, dtype):
     """The probabilities of a network that amplifies errors little, against those of float32.
 
-    They move by less than when the offsets are taken away, or, where the network would then blow up, reversed.
+    They move by less than when the offsets are taken away, or reversed where it would then blow up.
     """
     opening = 0.25 if name == "sifa_tiny" else 0.1  # which has few blocks
     model = lively_model(name, clips(), opening, num_classes=5, num_frames=FRAMES, input_size=SIZE)
