@@ -49,7 +49,9 @@ def inserted(model: nn.Module, kind: type[nn.Module] = nn.Module) -> list[str]:
 
 def lively(name: str, **options) -> VideoClassifier:
     settings = {"num_classes": 5, "num_frames": FRAMES, "input_size": SIZE, **options}
-    return lively_model(name, clips(num_frames=settings["num_frames"]), **settings)
+    # With 50 residual branches wide open, rounding grows to 3e-7 even in float64.
+    opening = 0.1 if name == "sifa_resnet152" else 1.0
+    return lively_model(name, clips(num_frames=settings["num_frames"]), opening, **settings)
 
 
 @pytest.fixture(params=NAMES)
