@@ -47,6 +47,13 @@ struct Tile {
     columns = call.width - x < kTileSize ? call.width - x : kTileSize;
   }
 
+  // From a pixel to the one that for_pixels comes to next, or to a pixel nearby.
+  SIFA_INLINE void advance(const InterFrameAttention& call, int64_t& row, int64_t& column) const {
+    if (++column < x + columns) return;
+    column = x;
+    if (row + 1 < call.height) ++row;
+  }
+
   // Calls body(y, x, lane) for the pixels inside the frame.
   template <typename Body>
   SIFA_INLINE void for_pixels(const Body& body) const {
@@ -258,17 +265,68 @@ SIFA_INLINE void weighted_sum(const T* residual, const Real* samples, int64_t st
   });
 }
 
+// The output of one pixel and group of kBlocks whole blocks of channels, without softmax: a tap's sample
+// stays in registers between its weight and its part in the sum, and so does the sum.
+template <int kBlocks, typename T, typename Real = Accumulator<T>>
+SIFA_INLINE void attend_in_registers(const T* query, bool residual, const Corners<T>& corners,
+                                     const int* taps, int count, int lane, int64_t channel, Real scale,
+                                     T* output) {
+  constexpr int kLanes = kWidest<T>;
+  Block<Real, kLanes> q[kBlocks], sums[kBlocks] = {};
+  for (int b = 0; b < kBlocks; ++b) q[b] = load<kLanes>(query + b * kLanes);
+  if (residual) {
+    for (int b = 0; b < kBlocks; ++b) sums[b] = q[b];
+  }
+  for (int i = 0; i < count; ++i) {
+    Block<Real, kLanes> sample[kBlocks];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const T* at = corners.at(taps[i], j, lane) + channel;
+      const Real weight = corners.weight(taps[i], j, lane);
+      for (int b = 0; b < kBlocks; ++b) {
+        const auto part = load<kLanes>(at + b * kLanes) * weight;
+        sample[b] = j == 0 ? part : sample[b] + part;
+      }
+    }
+    ChannelSum<T> products[2];  // two chains of additions, for half the latency
+    for (int b = 0; b < kBlocks; ++b) products[b % 2].template add<kLanes>(sample[b] * q[b]);
+    const Real weight = scale * (products[0] + products[1]).total();
+    for (int b = 0; b < kBlocks; ++b) sums[b] += sample[b] * weight;
+  }
+  for (int b = 0; b < kBlocks; ++b) store<kLanes>(output + b * kLanes, sums[b]);
+}
+
+// The output of one pixel and group of any number of channels: all samples first, then their sum.
 template <typename T, typename Real = Accumulator<T>>
-void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
+SIFA_INLINE void attend_in_scratch(const InterFrameAttention& call, const T* query, const Corners<T>& corners,
+                                   const int* taps, int count, int lane, int64_t channel, Real* samples,
+                                   T* output) {
   const int64_t channels = call.channels / call.groups, stride = sample_stride(call);
-  const Real scale = static_cast<Real>(call.scale);
+  ChannelSum<T> products[kTapRoom];
+  Real weights[kTapRoom];
+  int i = 0;
+  for (; i + 2 <= count; i += 2) {
+    sample_taps<2>(query, corners, taps + i, lane, channel, channels, samples + i * stride, stride,
+                   products + i);
+  }
+  if (i < count) {
+    sample_taps<1>(query, corners, taps + i, lane, channel, channels, samples + i * stride, stride,
+                   products + i);
+  }
+  for (i = 0; i < count; i += 4) total<4>(products + i, weights + i);
+  for (i = 0; i < count; ++i) weights[i] *= static_cast<Real>(call.scale);
+  normalise(call, count, weights);
+  weighted_sum(call.residual ? query : nullptr, samples, stride, weights, count, channels, output);
+}
+
+// With kBlocks > 0 groups have as many whole blocks of channels, and there is no softmax.
+template <int kBlocks, typename T, typename Real = Accumulator<T>>
+void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
+  const int64_t channels = kBlocks > 0 ? kBlocks * kWidest<T> : call.channels / call.groups;
   const T* zeros = clear_zeros<T>(call, scratch);
-  Real* samples = samples_of<T>(call, scratch);
   Taps<T> located(call);
   int taps[kMaxTaps];
   Corners<T> corners;
-  ChannelSum<T> products[kTapRoom];
-  Real weights[kTapRoom];
 
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile(call, index);
@@ -278,30 +336,63 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
       corners.find(located, pixel<T>(call.memory, call.memory_strides, tile.n, m, 0, 0), call.memory_strides,
                    zeros);
     }
+    const auto query_at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
+      return pixel<T>(call.query, call.query_strides, tile.n, tile.t, y, x);
+    };
+    const auto output_at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
+      return static_cast<T*>(call.output) +
+             dense_pixel(call, call.frames, tile.n, tile.t, y, x) * call.channels;
+    };
     tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
       const int count = m < 0 ? 0 : located.contributing(lane, taps);
-      const T* query_pixel = pixel<T>(call.query, call.query_strides, tile.n, tile.t, y, x);
-      T* output_pixel =
-          static_cast<T*>(call.output) + dense_pixel(call, call.frames, tile.n, tile.t, y, x) * call.channels;
+      const T* query = query_at(y, x);
+      T* output = output_at(y, x);
+      if constexpr (kBlocks > 0) {
+        // A tile's pixels are too short a row for the processor to foresee the next one.
+        int64_t next_y = y, next_x = x;
+        tile.advance(call, next_y, next_x);
+        constexpr int64_t kLine = 64 / sizeof(T);
+        for (int64_t c = 0; c < call.channels; c += kLine) {
+          __builtin_prefetch(query_at(next_y, next_x) + c);
+          __builtin_prefetch(output_at(next_y, next_x) + c, 1);
+        }
+      }
       for (int64_t channel = 0; channel < call.channels; channel += channels) {
-        const T* query = query_pixel + channel;
-        int i = 0;
-        for (; i + 2 <= count; i += 2) {
-          sample_taps<2>(query, corners, taps + i, lane, channel, channels, samples + i * stride, stride,
-                         products + i);
+        if constexpr (kBlocks > 0) {
+          attend_in_registers<kBlocks>(query + channel, call.residual, corners, taps, count, lane, channel,
+                                       static_cast<Real>(call.scale), output + channel);
+        } else {
+          attend_in_scratch(call, query + channel, corners, taps, count, lane, channel,
+                            samples_of<T>(call, scratch), output + channel);
         }
-        if (i < count) {
-          sample_taps<1>(query, corners, taps + i, lane, channel, channels, samples + i * stride, stride,
-                         products + i);
-        }
-        for (i = 0; i < count; i += 4) total<4>(products + i, weights + i);
-        for (i = 0; i < count; ++i) weights[i] *= scale;
-        normalise(call, count, weights);
-        weighted_sum(call.residual ? query : nullptr, samples, stride, weights, count, channels,
-                     output_pixel + channel);
       }
     });
   }
+}
+
+// Calls body(Lanes<number>) if `number` is in 1 to kMost.
+template <int kMost, typename Body>
+SIFA_INLINE bool with_constant(int64_t number, const Body& body) {
+  if constexpr (kMost > 0) {
+    if (number == kMost) {
+      body(Lanes<kMost>{});
+      return true;
+    }
+    return with_constant<kMost - 1>(number, body);
+  }
+  return false;
+}
+
+template <typename T, typename Real = Accumulator<T>>
+void forward_of_type(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
+  // A block is held three times, in the query, a sample and the sum; the rest is for what is being added.
+  constexpr int kMost = kRegisters / 4 * kWide<Real> / kWidest<T>;
+  const int64_t channels = call.channels / call.groups;
+  const bool done = !call.softmax && channels % kWidest<T> == 0 &&
+                    with_constant<kMost>(channels / kWidest<T>, [&](auto blocks) {
+                      forward_tiles<decltype(blocks)::value, T>(call, begin, end, scratch);
+                    });
+  if (!done) forward_tiles<0, T>(call, begin, end, scratch);
 }
 
 // From products with the four corners of tap p to those with its sample and the sample's derivatives along y
@@ -518,7 +609,7 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
 
 void forward(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
   for_feature_type(call.features,
-                   [&](auto type) { forward_tiles<decltype(type)>(call, begin, end, scratch); });
+                   [&](auto type) { forward_of_type<decltype(type)>(call, begin, end, scratch); });
 }
 
 void backward_query(const InterFrameAttentionBackward& call, int64_t begin, int64_t end, void* tap_gradients,

@@ -37,6 +37,12 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;  // that hold vectors
+#else
+constexpr int kRegisters = 16;
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
@@ -320,6 +326,18 @@ class ChannelSum {
       std::memcpy(&widened, &value, sizeof(value));
       sum_ += widened;
     }
+  }
+
+  SIFA_INLINE friend ChannelSum operator+(ChannelSum a, const ChannelSum& b) {
+    a.sum_ += b.sum_;
+    return a;
+  }
+
+  // The total of all lanes.
+  SIFA_INLINE Real total() const {
+    const auto lanes = narrow();
+    if constexpr (kNarrow<Real> == 4) return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    return lanes[0] + lanes[1];
   }
 
   // The sum in 16 bytes of lanes.
