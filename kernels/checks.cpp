@@ -34,12 +34,17 @@ struct Require {
   }
 };
 
-std::string shape_name(const Tensor& tensor) {
-  std::ostringstream name;
-  name << tensor.dim() << "-D (";
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis) name << (axis ? ", " : "") << tensor.size(axis);
-  name << ")";
-  return name.str();
+// Named in a message, which every call of an operator would otherwise write to throw it away.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+
+std::ostream& operator<<(std::ostream& stream, const ShapeOf& shape) {
+  stream << shape.tensor.dim() << "-D (";
+  for (int64_t axis = 0; axis < shape.tensor.dim(); ++axis) {
+    stream << (axis ? ", " : "") << shape.tensor.size(axis);
+  }
+  return stream << ")";
 }
 
 std::string dtype_name(const Tensor& tensor) {
@@ -105,7 +110,7 @@ ScalarKind feature_kind(const Require& require, const Tensor& query) {
 }
 
 void check_rank(const Require& require, const Tensor& tensor, const char* name, const char* axes) {
-  require(tensor.dim() == 5, name, " must be 5-D ", axes, ", got ", shape_name(tensor));
+  require(tensor.dim() == 5, name, " must be 5-D ", axes, ", got ", ShapeOf{tensor});
 }
 
 void check_size(const Require& require, const Tensor& tensor, const char* name, int64_t axis,
@@ -261,13 +266,13 @@ MotionOffset check_motion_offset(const Tensor& query, const Tensor& memory, cons
   const Require require{"motion_offset"};
   MotionOffset call{};
   check_motion(require, call, query, memory, frame_shift, edge, residual);
-  require(weight.dim() == 4, "weight must be 4-D (O, C, 3, 3), got ", shape_name(weight));
+  require(weight.dim() == 4, "weight must be 4-D (O, C, 3, 3), got ", ShapeOf{weight});
   check_device(require, weight, "weight", query);
   check_dtype(require, weight, "weight", query);
   require(
       weight.size(0) >= 1 && weight.size(1) == call.channels && weight.size(2) == 3 && weight.size(3) == 3,
       "weight must have the shape (O, C, 3, 3) with at least 1 output and the ", call.channels,
-      " channels of query, got ", shape_name(weight));
+      " channels of query, got ", ShapeOf{weight});
   call.outputs = weight.size(0);
   return call;
 }
