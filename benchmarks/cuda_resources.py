@@ -46,17 +46,16 @@ REGISTERS_AT_ONCE = 256  # a warp's registers are allocated in such pieces,
 WARPS_AT_ONCE = 4  # and warps in such numbers
 RESERVED_SHARED_BYTES = 1024  # of each block, for the driver; cuobjdump may count it to a kernel of 9.0
 
-# The block that is launched: kBlock of pack.cuh. Kernels that work in teams use it for groups of 16 to 1024
-# channels; their shared memory is that of 128 channels, in teams of 16 lanes (shared_bytes of
-# inter_frame_attention.cuh).
-THREADS = 128
-IN_TEAMS = ("attend", "differentiate")
-TEAMS, TAPS, WARPS, SUMS = THREADS // 16, 9, THREADS // 32, 6
+# The block that is launched: kBlock of pack.cuh. Shared memory is that of groups of CHANNELS channels, in a
+# launch large enough for all turns (layout_for and GatherLayout of inter_frame_attention.cuh).
+THREADS, CHANNELS = 128, 128
+WARPS, SUMS, TURNS, TAPS, TERMS = THREADS // 32, 6, 4, 9, 64
 
 TYPES = {"float": "float32", "double": "float64", "__half": "float16", "__nv_bfloat16": "bfloat16"}
 # What the template arguments after the element type are.
 ARGUMENTS = {
-    "attend": ("lanes", "kernel size"),  # of a pack; 0: any
+    "attend": ("pack", "channels of a lane", "team"),  # a team of 0 lanes: any number
+    "differentiate": ("pack", "team"),
     "sum_groups": ("offsets",),
 }
 
@@ -146,11 +145,21 @@ def width(flags: str) -> int:
     return 32
 
 
-def dynamic_bytes(name: str, dtype: str) -> int:
-    if name not in IN_TEAMS:
+def dynamic_bytes(name: str, dtype: str, pack: int) -> int:
+    """Return the bytes of shared memory that a kernel is launched with."""
+    if name not in ("attend", "differentiate", "gather"):
         return 0
-    tap, real = (48, 8) if dtype == "float64" else (32, 4)
-    return TEAMS * TAPS * tap + 2 * WARPS * SUMS * real
+    real, index = 8 if dtype == "float64" else 4, 8 if pack == 1 else 4
+
+    def aligned(size: int) -> int:
+        return -(-size // 16) * 16
+
+    if name == "gather":
+        lane = 16 if dtype in ("float16", "bfloat16") else 8
+        return THREADS // (CHANNELS // lane) * (TERMS * aligned(2 * real + 2 * index) + 4)
+    lane = 8 if dtype == "float64" else 16
+    spot, tap = aligned(6 * index + 9), 4 * index + (4 if name == "attend" else 8) * real
+    return THREADS // (CHANNELS // lane) * TURNS * (spot + TAPS * tap) + 2 * WARPS * SUMS * real
 
 
 def describe(architecture: int, signature: str, usage: str, sass: str) -> Kernel | None:
@@ -159,7 +168,8 @@ def describe(architecture: int, signature: str, usage: str, sass: str) -> Kernel
         return None
     kernel = instance["kernel"]
     first, *rest = [re.sub(r"^\(int\)", "", part.strip()) for part in instance["arguments"].split(",")]
-    names = ARGUMENTS.get(kernel, ("lanes",))
+    names = ARGUMENTS.get(kernel, ("pack",))
+    pack = int(rest[0]) if rest and rest[0].isdigit() else 0
     counts = collections.defaultdict(collections.Counter)
     for match in ACCESS.finditer(sass):
         counts[match["kind"]][width(match["flags"] or "")] += 1
@@ -171,7 +181,7 @@ def describe(architecture: int, signature: str, usage: str, sass: str) -> Kernel
         ", ".join(f"{name} {TYPES.get(value, value)}" for name, value in zip(names, rest, strict=False)),
         int(numbers["registers"]),
         int(numbers["stack"]),
-        int(numbers["shared"]) % RESERVED_SHARED_BYTES + dynamic_bytes(kernel, TYPES[first]),
+        int(numbers["shared"]) % RESERVED_SHARED_BYTES + dynamic_bytes(kernel, TYPES[first], pack),
         counts["LDG"],
         counts["STG"],
         counts["RED"] + counts["ATOM"],

@@ -68,11 +68,16 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
   call.grad_offset = grad_offset.mutable_data_ptr();
 
   const cudaStream_t stream = current_stream(query);
-  const int64_t bytes = tap_gradient_bytes(call);
-  const Tensor tap_gradients =
-      torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, query.device());
-  backward_query(call, tap_gradients.mutable_data_ptr(), stream);
+  const int64_t bytes = backward_scratch_bytes(call);
+  const Tensor buffer = torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, query.device());
+  void* const scratch = buffer.mutable_data_ptr();
+  backward_query(call, scratch, stream);
   if (grad_memory.numel() == 0) return {grad_query, grad_memory, grad_offset};
+  if (!deterministic) {
+    call.grad_memory = grad_memory.mutable_data_ptr();
+    backward_memory(call, scratch, stream);
+    return {grad_query, grad_memory, grad_offset};
+  }
 
   // Many terms meet in one element: half and bfloat16 are summed in float32 and rounded once.
   const bool in_place = call.features == ScalarKind::kFloat32 || call.features == ScalarKind::kFloat64;
@@ -82,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
                                 std::nullopt, MemoryFormat::ChannelsLast3d);
   }
   torch::stable::zero_(sums);
-  backward_memory(call, tap_gradients.const_data_ptr(), sums.mutable_data_ptr(), deterministic, stream);
+  backward_memory_in_order(call, scratch, sums.mutable_data_ptr(), stream);
   if (!in_place) torch::stable::copy_(grad_memory, sums);
   return {grad_query, grad_memory, grad_offset};
 }

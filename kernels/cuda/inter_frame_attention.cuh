@@ -3,13 +3,12 @@
 // kernels on a processor.
 //
 // Who does what: a *unit* is one group of channels of one pixel. A *team* of lanes (a power of two, within
-// one warp as far as 256 channels, else several whole warps) works on one unit; each lane holds up to
-// kChannelsPerLane channels in registers, moved in packs of V elements: 16 bytes, or a single element where
-// channels or addresses do not allow that.
+// one warp or several whole warps) works on one unit; each lane holds some packs of channels in registers. A
+// pack is 16 bytes, V elements, or a single one where channels or addresses do not allow that. A block works
+// on neighbouring units, whose windows overlap in the first-level cache, in turns. Where a unit's taps are is
+// computed once, by whichever threads of the block, and read by its team from shared memory.
 //
-// Indices into tensors are 64-bit everywhere. They cost little here: the address of a tap is computed once
-// per unit, by one lane, and the others read it from shared memory; so there is no second, 32-bit build of
-// each kernel.
+// All distances in tensors are counted in packs, so that 32 bits suffice for any tensor that fits a GPU.
 #pragma once
 
 #include <cstdint>
@@ -18,53 +17,108 @@
 
 #include "../inter_frame_attention.h"
 #include "pack.cuh"
+#include "walk.cuh"
 
 namespace sifa::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kChannelsPerLane = 8;
-constexpr int kMaxTeam = 512;   // hence at most 4096 channels in a group
-constexpr int kTapsAtOnce = 9;  // taps of a unit held in shared memory at a time: all of a 3x3 window
-constexpr int kMaxSums = 6;     // values that Team::sum adds up at a time
-constexpr int kMaxTeams = 64;   // in a block, so that their taps fit in the 48 KiB every GPU gives unasked
+constexpr int kMaxChannels = 4096;  // in a group
+constexpr int kMaxThreads = 512;    // in a block
+constexpr int kTapsAtOnce = 9;      // taps of a unit held in shared memory at a time: all of a 3x3 window
+constexpr int kMaxSums = 6;         // values that Team::sum adds up at a time
+constexpr int kMaxTurns = 4;
+constexpr int64_t kManyBlocks = 1024;    // a launch of fewer does not fill a large GPU
+constexpr int kSharedBytes = 48 * 1024;  // what every GPU gives a block unasked
 
-// -------------------------------------------------------------------------------------------------- packs
+// Channels that a lane holds. More of them share one computation of addresses and one sum over the team;
+// fewer leave registers for more warps. Measured on a GPU of compute capability 9.0.
+constexpr int kFewChannels = 8;  // attend, in groups of up to kSmallGroup channels
+constexpr int kSmallGroup = 64;
+template <typename T, int V>
+constexpr int kManyChannels = sizeof(T) == 8 || V == 1 ? 8 : 16;  // attend beyond, and differentiate
+template <typename T>
+constexpr int kGatherChannels = sizeof(T) == 2 ? 16 : 8;
+// Terms whose loads gather() has in flight.
+template <typename T>
+constexpr int kGatherUnroll = sizeof(T) == 2 ? 2 : 4;
 
-// Adds weight * values to memory that other threads add to as well. From compute capability 9.0 on, four
-// floats at once.
-template <int V, typename Real>
-__device__ __forceinline__ void add_pack(Real* address, const Real* values, Real weight) {
-  if (weight == Real(0)) return;  // a corner outside the frame, among others
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<Real, float> && V % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < V; i += 4) {
-      atomicAdd(reinterpret_cast<float4*>(address + i),
-                make_float4(weight * values[i], weight * values[i + 1], weight * values[i + 2],
-                            weight * values[i + 3]));
-    }
-  } else
-#endif
-  {
-#pragma unroll
-    for (int i = 0; i < V; ++i) atomicAdd(address + i, weight * values[i]);
-  }
+// Counts packs, taps and units. See allows_packs() for when 32 bits suffice.
+template <int V>
+using Index = std::conditional_t<V == 1, unsigned long long, unsigned int>;
+
+template <int V>
+constexpr Index<V> kNone = ~Index<V>(0);
+
+// ------------------------------------------------------------------------------------------------ geometry
+
+template <typename I>
+struct Strides {
+  I batch, frame, row, column;
+
+  __device__ __forceinline__ I frame_at(I n, I t) const { return n * batch + t * frame; }
+  __device__ __forceinline__ I pixel_at(I y, I x) const { return y * row + x * column; }
+};
+
+template <int V>
+Strides<Index<V>> in_packs(const PixelStrides& strides) {
+  using I = Index<V>;
+  return {static_cast<I>(strides.batch / V), static_cast<I>(strides.frame / V),
+          static_cast<I>(strides.row / V), static_cast<I>(strides.column / V)};
+}
+
+// A call as the kernels need it.
+template <typename T, int V>
+struct Plan {
+  using I = Index<V>;
+  Walk<I> walk;  // of the query
+  Strides<I> query, memory, grad;
+  Strides<I> offset;  // this one in elements
+  I offset_channel;
+  I packs;         // of a group
+  I cells_in_row;  // see Contribution
+  I cells_in_frame;
+  int kernel_size;
+  Divisor<uint32_t> kernel_columns;
+  Accumulator<T> scale;
+
+  explicit Plan(const InterFrameAttention& call, const PixelStrides& grad_strides = {})
+      : walk(call.batch, call.frames, call.height, call.width, call.groups),
+        query(in_packs<V>(call.query_strides)),
+        memory(in_packs<V>(call.memory_strides)),
+        grad(in_packs<V>(grad_strides)),
+        offset{static_cast<I>(call.offset_strides.batch), static_cast<I>(call.offset_strides.frame),
+               static_cast<I>(call.offset_strides.row), static_cast<I>(call.offset_strides.column)},
+        offset_channel(static_cast<I>(call.offset_strides.channel)),
+        packs(static_cast<I>(call.channels / call.groups / V)),
+        cells_in_row(static_cast<I>((call.width + 1) * call.groups)),
+        cells_in_frame(static_cast<I>((call.height + 1) * (call.width + 1) * call.groups)),
+        kernel_size(static_cast<int>(call.kernel_size)),
+        kernel_columns(call.kernel_size),
+        scale(static_cast<Accumulator<T>>(call.scale)) {}
+};
+
+// Packs `distance` on from `address`.
+template <int V, typename T>
+__device__ __forceinline__ T* advance(T* address, Index<V> distance) {
+  using Packs = std::conditional_t<std::is_const_v<T>, const Pack<std::remove_const_t<T>, V>, Pack<T, V>>;
+  return reinterpret_cast<T*>(reinterpret_cast<Packs*>(address) + distance);
 }
 
 // -------------------------------------------------------------------------------------------------- teams
 
-// One lane's place. Teams of a block advance in step: `size` is the same for all, and every lane reaches
-// every sync() and sum(), whether its unit exists or not.
+// One lane's place. Teams of a block advance in step: the size is the same for all, and every lane reaches
+// every sum(), whether its unit exists or not. `Size` is 0 where it is only known at run time.
+template <int Size>
 struct Team {
-  int size, lane;
+  int lane, slot;  // slot: which of the teams of the block
+  int any_size;
 
-  __device__ __forceinline__ void sync() const {
-    if (size > kWarp) {
-      __syncthreads();
-    } else {
-      __syncwarp();
-    }
-  }
+  __device__ __forceinline__ explicit Team(int team_size)
+      : lane(static_cast<int>(threadIdx.x) % (Size ? Size : team_size)),
+        slot(static_cast<int>(threadIdx.x) / (Size ? Size : team_size)),
+        any_size(team_size) {}
+
+  __device__ __forceinline__ int size() const { return Size ? Size : any_size; }
 
   // Replaces each lane's values by their sum over the team; every lane gets the same bits. `scratch` is
   // needed by teams of several warps: two buffers of kMaxSums values per warp of the block, used in `turn`,
@@ -74,12 +128,12 @@ struct Team {
   __device__ __forceinline__ void sum(Real (&values)[N], Real* scratch, int& turn) const {
 #pragma unroll
     for (int step = kWarp / 2; step > 0; step /= 2) {
-      if (step < size) {
+      if (step < size()) {
 #pragma unroll
         for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], step);
       }
     }
-    if (size > kWarp) {
+    if (size() > kWarp) {
       static_assert(N <= kMaxSums, "the buffers hold kMaxSums values per warp");
       Real* const buffer = scratch + turn * (blockDim.x / kWarp) * kMaxSums;
       turn ^= 1;
@@ -92,225 +146,240 @@ struct Team {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         values[i] = mine[i];
-        for (int warp = 1; warp < size / kWarp; ++warp) values[i] += mine[warp * N + i];
+        for (int warp = 1; warp < size() / kWarp; ++warp) values[i] += mine[warp * N + i];
       }
     }
   }
 };
 
-// The channels of a group that one lane holds: pack r starts at channel (r * team + lane) * V, so that
-// neighbouring lanes read neighbouring packs. Channels past the end of the group are zeros and are never read
-// or written.
-template <int V>
+// The C channels of a group that one lane holds: its packs are lane, lane + team and so on, so that
+// neighbouring lanes read neighbouring packs. A pack past the end of the group is idle: it reads the first
+// pack in its place, and is never written or summed.
+template <int V, int C>
 struct Lane {
-  static constexpr int kPacks = kChannelsPerLane / V;
-  int team, lane, channels;
+  static constexpr int kPacks = C / V;
+  Index<V> pack[kPacks];
+  bool active[kPacks];
 
-  __device__ __forceinline__ int channel(int pack) const { return (pack * team + lane) * V; }
-
-  template <typename T, typename Real>
-  __device__ __forceinline__ void load(const T* group, Real (&values)[kChannelsPerLane]) const {
+  __device__ __forceinline__ Lane(Index<V> packs, int first, int team) {
 #pragma unroll
     for (int r = 0; r < kPacks; ++r) {
-      if (channel(r) < channels) {
-        load_pack<V>(group + channel(r), values + r * V);
-      } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i) values[r * V + i] = Real(0);
-      }
+      pack[r] = static_cast<Index<V>>(r * team + first);
+      active[r] = pack[r] < packs;
+      if (!active[r]) pack[r] = 0;
     }
   }
 
+  // Where its packs are, in a group that starts at `group`.
+  template <typename T>
+  __device__ __forceinline__ void find(T* group, T* (&addresses)[kPacks]) const {
+#pragma unroll
+    for (int r = 0; r < kPacks; ++r) addresses[r] = advance<V>(group, pack[r]);
+  }
+
   template <typename T, typename Real>
-  __device__ __forceinline__ void store(T* group, const Real (&values)[kChannelsPerLane]) const {
+  __device__ __forceinline__ void store(T* group, const Real (&values)[C]) const {
 #pragma unroll
     for (int r = 0; r < kPacks; ++r) {
-      if (channel(r) < channels) store_pack<V>(group + channel(r), values + r * V);
+      if (active[r]) store_pack<V>(advance<V>(group, pack[r]), values + r * V);
     }
+  }
+
+  // Without the idle packs, whatever they hold.
+  template <typename Real>
+  __device__ __forceinline__ Real dot(const Real (&a)[C], const Real (&b)[C]) const {
+    Real sum = 0;
+#pragma unroll
+    for (int r = 0; r < kPacks; ++r) {
+      Real part = a[r * V] * b[r * V];
+#pragma unroll
+      for (int i = r * V + 1; i < (r + 1) * V; ++i) part += a[i] * b[i];
+      part = active[r] ? part : Real(0);
+      sum = r == 0 ? part : sum + part;
+    }
+    return sum;
   }
 };
 
-template <typename Real>
-__device__ __forceinline__ Real dot(const Real (&a)[kChannelsPerLane], const Real (&b)[kChannelsPerLane]) {
-  Real sum = 0;
+// What is `distance` packs on from each of the addresses.
+template <int V, int C, typename T, typename Real>
+__device__ __forceinline__ void load(const T* const (&addresses)[C / V], Index<V> distance,
+                                     Real (&values)[C]) {
 #pragma unroll
-  for (int i = 0; i < kChannelsPerLane; ++i) sum += a[i] * b[i];
-  return sum;
+  for (int r = 0; r < C / V; ++r) load_pack<V>(advance<V>(addresses[r], distance), values + r * V);
 }
 
 // --------------------------------------------------------------------------------------------------- taps
 
-// Where one unit is. `frame` is the memory frame it attends to, or -1.
-struct Unit {
-  int64_t batch, t, y, x, pixel, group, frame;
-};
-
-__device__ __forceinline__ Unit unit_at(const InterFrameAttention& call, int64_t index, int64_t groups) {
-  Unit unit;
-  unit.pixel = index / groups;
-  unit.group = index - unit.pixel * groups;
-  const int64_t row = unit.pixel / call.width;
-  unit.x = unit.pixel - row * call.width;
-  const int64_t frame = row / call.height;
-  unit.y = row - frame * call.height;
-  unit.batch = frame / call.frames;
-  unit.t = frame - unit.batch * call.frames;
-  unit.frame = neighbour_frame(call, unit.t);
-  return unit;
-}
-
-// The first channel of the unit's pixel in a tensor that has the frames of the query.
-template <typename T>
-__device__ __forceinline__ const T* pixel_of(const void* tensor, const PixelStrides& strides,
-                                             const Unit& unit) {
-  return static_cast<const T*>(tensor) + unit.batch * strides.batch + unit.t * strides.frame +
-         unit.y * strides.row + unit.x * strides.column;
-}
-
-// The memory frame of a unit. Without one every tap is dropped, so where it would be does not matter.
-template <typename T>
-__device__ __forceinline__ const T* frame_of(const InterFrameAttention& call, const Unit& unit) {
-  const int64_t frame = unit.frame < 0 ? 0 : unit.frame;
-  return static_cast<const T*>(call.memory) + unit.batch * call.memory_strides.batch +
-         frame * call.memory_strides.frame;
-}
-
-template <typename T, typename Real>
-__device__ __forceinline__ Real offset_at(const InterFrameAttention& call, int64_t index) {
+template <typename T, typename Real, typename I>
+__device__ __forceinline__ Real offset_at(const InterFrameAttention& call, I index) {
   if (call.offsets == ScalarKind::kFloat32) {
     return static_cast<Real>(__ldg(static_cast<const float*>(call.offset) + index));
   }
   return static_cast<Real>(__ldg(static_cast<const T*>(call.offset) + index));
 }
 
-// The rows and columns that tap p of a pixel reads; false if the tap is dropped.
-template <typename T, typename Real = Accumulator<T>>
-__device__ __forceinline__ bool locate_tap(const InterFrameAttention& call, const Unit& unit, int kernel_size,
-                                           int p, AxisSample<Real>& rows, AxisSample<Real>& columns) {
-  const OffsetStrides& strides = call.offset_strides;
-  const int64_t dy = unit.batch * strides.batch + unit.t * strides.frame + unit.y * strides.row +
-                     unit.x * strides.column + 2 * p * strides.channel;
-  const int64_t dx = dy + strides.channel;
-  const int i = p / kernel_size;
-  const int j = p - i * kernel_size;
-  return locate(tap_position(unit.y, i, kernel_size, call.dilation, offset_at<T, Real>(call, dy)),
-                call.height, rows) &&
-         locate(tap_position(unit.x, j, kernel_size, call.dilation, offset_at<T, Real>(call, dx)), call.width,
-                columns);
+// The rows and columns that tap p of pixel (y, x) reads, whose offsets start at element `offset`; false if
+// the tap is dropped.
+template <typename T, int V, typename Real = Accumulator<T>>
+__device__ __forceinline__ bool locate_tap(const InterFrameAttention& call, const Plan<T, V>& plan,
+                                           Index<V> offset, int y, int x, uint32_t p, AxisSample<Real>& rows,
+                                           AxisSample<Real>& columns) {
+  const Index<V> dy = offset + 2 * p * plan.offset_channel;
+  uint32_t i = p;
+  const uint32_t j = plan.kernel_columns.split(i);
+  const int dilation = static_cast<int>(call.dilation);
+  const Real at_y =
+      tap_position(y, static_cast<int>(i), plan.kernel_size, dilation, offset_at<T, Real>(call, dy));
+  const Real at_x = tap_position(x, static_cast<int>(j), plan.kernel_size, dilation,
+                                 offset_at<T, Real>(call, dy + plan.offset_channel));
+  return locate(at_y, call.height, rows) & locate(at_x, call.width, columns);
 }
 
-// One tap of a unit as its lanes read it: bilinear weights, and where the four corners are in the memory
-// frame.
+// Where only one of the two rows (or columns) of a sample is in the frame, both stand for it, with half of
+// its weight and slope each. So all four corners may be read, and what is outside the frame is not, not even
+// times 0, which is not 0 for what is infinite.
 template <typename Real>
+__device__ __forceinline__ void share(AxisSample<Real>& axis) {
+  if (axis.slope_low != 0 && axis.slope_high != 0) return;
+  axis.weight_low = axis.weight_high = Real(0.5) * (axis.weight_low + axis.weight_high);
+  axis.slope_low = axis.slope_high = Real(0.5) * (axis.slope_low + axis.slope_high);
+}
+
+// What a team reads for one tap: its corners (low, low), (low, high), (high, low), (high, high), in packs
+// from the first pixel of the memory frame, and what it multiplies them by. A dropped tap has corners that
+// may be read, but not used.
+template <typename Real, int V>
 struct alignas(16) Tap {
-  Real weight_y[2], weight_x[2];
-  int64_t corner;  // of the low row and low column, in elements from the first pixel of the memory frame
-  int32_t inside;  // bits 0 to 3: the low row, high row, low column, high column is in the frame; 0: dropped
+  Index<V> corner[4];
+  Real weight[4];
 
-  // Only such a corner may be read: 0 times infinity is not 0.
-  __device__ __forceinline__ bool has_corner(int y, int x) const {
-    return (inside >> y & 1) != 0 && (inside >> (2 + x) & 1) != 0;
+  __device__ __forceinline__ void set(const AxisSample<Real>& rows, const AxisSample<Real>& columns,
+                                      bool contributes) {
+    weight[0] = contributes ? rows.weight_low * columns.weight_low : Real(-1);
+    weight[1] = rows.weight_low * columns.weight_high;
+    weight[2] = rows.weight_high * columns.weight_low;
+    weight[3] = rows.weight_high * columns.weight_high;
   }
-
-  // From the low corner to the high one. Where one of them is outside, both are the other one (see
-  // AxisSample).
-  __device__ __forceinline__ int64_t row_step(const PixelStrides& strides) const {
-    return (inside & 3) == 3 ? strides.row : 0;
-  }
-  __device__ __forceinline__ int64_t column_step(const PixelStrides& strides) const {
-    return (inside & 12) == 12 ? strides.column : 0;
-  }
+  __device__ __forceinline__ bool dropped() const { return weight[0] < 0; }
 };
 
-template <typename T, typename Real = Accumulator<T>>
-__device__ __forceinline__ Tap<Real> tap_of(const InterFrameAttention& call, const Unit& unit,
-                                            int kernel_size, int p) {
-  AxisSample<Real> rows, columns;
-  Tap<Real> tap = {};
-  if (unit.frame < 0 || !locate_tap<T>(call, unit, kernel_size, p, rows, columns)) return tap;
-  tap.weight_y[0] = rows.weight_low;
-  tap.weight_y[1] = rows.weight_high;
-  tap.weight_x[0] = columns.weight_low;
-  tap.weight_x[1] = columns.weight_high;
-  tap.corner = rows.low * call.memory_strides.row + columns.low * call.memory_strides.column;
-  tap.inside = (rows.slope_low != 0 ? 1 : 0) | (rows.slope_high != 0 ? 2 : 0) |
-               (columns.slope_low != 0 ? 4 : 0) | (columns.slope_high != 0 ? 8 : 0);
-  return tap;
-}
+// The same for the backward, which needs the axes apart.
+template <typename Real, int V>
+struct alignas(16) TapSlopes {
+  Index<V> corner[4];
+  Real weight_y[2], weight_x[2], slope_y[2], slope_x[2];
+
+  __device__ __forceinline__ void set(const AxisSample<Real>& rows, const AxisSample<Real>& columns,
+                                      bool contributes) {
+    weight_y[0] = contributes ? rows.weight_low : Real(-1);
+    weight_y[1] = rows.weight_high;
+    weight_x[0] = columns.weight_low;
+    weight_x[1] = columns.weight_high;
+    slope_y[0] = rows.slope_low;
+    slope_y[1] = rows.slope_high;
+    slope_x[0] = columns.slope_low;
+    slope_x[1] = columns.slope_high;
+  }
+  __device__ __forceinline__ bool dropped() const { return weight_y[0] < 0; }
+};
+
+// A unit of a block: where its pixel is in query, grad_output and offset, its memory frame, and its cells.
+template <int V>
+struct alignas(16) Spot {
+  Index<V> query, grad, frame, offset;
+  Index<V> index;  // of the unit, or kNone: such a team repeats the last unit, and stores nothing
+  Index<V> cells;
+  int32_t y, x;
+  bool has_frame;
+};
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
-// Shared memory of a block: the taps of each team, then the scratch of Team::sum.
-template <typename Real>
-size_t shared_bytes(int threads, int team) {
-  return threads / team * kTapsAtOnce * sizeof(Tap<Real>) + 2 * (threads / kWarp) * kMaxSums * sizeof(Real);
-}
-
-// A thread's place in its block, for the kernels that work in teams.
-template <typename Real, int V>
-struct Place {
-  int teams, slot;  // the teams of the block, and which of them this thread belongs to
-  Team team;
-  Lane<V> lane;
-  Tap<Real>* taps;
+// Shared memory of a block, for `count` units: their spots, their taps, then the scratch of Team::sum.
+template <typename T, int V, typename TapType>
+struct Prepared {
+  using Real = Accumulator<T>;
+  Spot<V>* spots;
+  TapType* taps;
   Real* scratch;
 
-  __device__ __forceinline__ Place(const InterFrameAttention& call, int team_size)
-      : teams(blockDim.x / team_size),
-        slot(threadIdx.x / team_size),
-        team{team_size, static_cast<int>(threadIdx.x) - slot * team_size},
-        lane{team_size, team.lane, static_cast<int>(call.channels / call.groups)} {
-    Tap<Real>* const all = reinterpret_cast<Tap<Real>*>(shared_memory);
-    taps = all + slot * kTapsAtOnce;
-    scratch = reinterpret_cast<Real*>(all + teams * kTapsAtOnce);
+  __device__ __forceinline__ explicit Prepared(int count)
+      : spots(reinterpret_cast<Spot<V>*>(shared_memory)),
+        taps(reinterpret_cast<TapType*>(spots + count)),
+        scratch(reinterpret_cast<Real*>(taps + count * kTapsAtOnce)) {}
+
+  static int bytes_per_unit() { return static_cast<int>(sizeof(Spot<V>) + kTapsAtOnce * sizeof(TapType)); }
+  static int scratch_bytes(int threads) {
+    return static_cast<int>(2 * (threads / kWarp) * kMaxSums * sizeof(Real));
+  }
+
+  // Fills the spots with the units from `place` of the walk on, all threads together.
+  __device__ __forceinline__ void find_units(const InterFrameAttention& call, const Plan<T, V>& plan,
+                                             int64_t place, int count) const {
+    using I = Index<V>;
+    __syncthreads();  // what was here has been read
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const bool exists = place + i < plan.walk.units;
+      const Unit<I> unit = plan.walk.unit_at(static_cast<I>(exists ? place + i : plan.walk.units - 1));
+      const int64_t neighbour = neighbour_frame(call, static_cast<int64_t>(unit.t));
+      const I frame = neighbour < 0 ? 0 : static_cast<I>(neighbour);
+      const I group = unit.group * plan.packs;
+      Spot<V>& spot = spots[i];
+      spot.query = plan.query.frame_at(unit.batch, unit.t) + plan.query.pixel_at(unit.y, unit.x) + group;
+      spot.grad = plan.grad.frame_at(unit.batch, unit.t) + plan.grad.pixel_at(unit.y, unit.x) + group;
+      spot.frame = plan.memory.frame_at(unit.batch, frame) + group;
+      spot.offset = plan.offset.frame_at(unit.batch, unit.t) + plan.offset.pixel_at(unit.y, unit.x);
+      spot.index = exists ? unit.index : kNone<V>;
+      spot.cells =
+          (unit.batch * static_cast<I>(call.memory_frames) + frame) * plan.cells_in_frame + unit.group;
+      spot.y = static_cast<int32_t>(unit.y);
+      spot.x = static_cast<int32_t>(unit.x);
+      spot.has_frame = neighbour >= 0;
+    }
+    __syncthreads();
+  }
+
+  // Fills the taps first to first + at_once of the units, all threads together, and calls
+  // located(spot, p, contributes, rows, columns) for each.
+  template <typename Located>
+  __device__ __forceinline__ void find_taps(const InterFrameAttention& call, const Plan<T, V>& plan,
+                                            int count, int first, int at_once, const Located& located) const {
+    if (first > 0) __syncthreads();  // the taps before have been read
+    for (int i = static_cast<int>(threadIdx.x); i < count * kTapsAtOnce; i += static_cast<int>(blockDim.x)) {
+      const Spot<V>& spot = spots[i / kTapsAtOnce];
+      if (i % kTapsAtOnce >= at_once) continue;
+      const uint32_t p = first + i % kTapsAtOnce;
+      AxisSample<Real> rows, columns;
+      const bool inside = locate_tap(call, plan, spot.offset, spot.y, spot.x, p, rows, columns);
+      const bool contributes = inside && spot.has_frame;
+      located(spot, p, contributes, rows, columns);
+      share(rows);
+      share(columns);
+      TapType tap;
+      using I = Index<V>;
+      const I low = static_cast<I>(rows.low) * plan.memory.row;
+      const I high = static_cast<I>(rows.high) * plan.memory.row;
+      const I left = static_cast<I>(columns.low) * plan.memory.column;
+      const I right = static_cast<I>(columns.high) * plan.memory.column;
+      tap.corner[0] = low + left;
+      tap.corner[1] = low + right;
+      tap.corner[2] = high + left;
+      tap.corner[3] = high + right;
+      tap.set(rows, columns, contributes);
+      taps[i] = tap;
+    }
+    __syncthreads();
   }
 };
 
-// Calls body(p, tap) for every tap of the unit, all lanes of the team together, `Unroll` taps per step of the
-// loop.
-template <typename T, int Unroll, typename Body>
-__device__ __forceinline__ void for_each_tap(const InterFrameAttention& call, const Unit& unit,
-                                             int kernel_size, const Team& team, Tap<Accumulator<T>>* taps,
-                                             const Body& body) {
-  const int num_taps = kernel_size * kernel_size;
-  for (int first = 0; first < num_taps; first += kTapsAtOnce) {
-    const int count = num_taps - first < kTapsAtOnce ? num_taps - first : kTapsAtOnce;
-    team.sync();  // the taps before these have been read
-    for (int j = team.lane; j < count; j += team.size) {
-      taps[j] = tap_of<T>(call, unit, kernel_size, first + j);
-    }
-    team.sync();
-#pragma unroll Unroll
-    for (int j = 0; j < count; ++j) {
-      const Tap<Accumulator<T>> tap = taps[j];
-      body(first + j, tap);
-    }
-  }
-}
+// How a kernel that works in teams is launched.
+struct Layout {
+  int team, threads, turns, shared_bytes;
+  int64_t blocks;
+};
 
-// The bilinear sample; zeros if the tap is dropped.
-template <int V, typename T, typename Real>
-__device__ __forceinline__ void gather(const Tap<Real>& tap, const PixelStrides& strides, const T* frame,
-                                       const Lane<V>& lane, Real (&sample)[kChannelsPerLane]) {
-#pragma unroll
-  for (int i = 0; i < kChannelsPerLane; ++i) sample[i] = Real(0);
-  if (!tap.inside) return;
-  const T* row = frame + tap.corner;
-  const int64_t column_step = tap.column_step(strides);
-#pragma unroll
-  for (int y = 0; y < 2; ++y) {
-#pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      if (!tap.has_corner(y, x)) continue;
-      const Real weight = tap.weight_y[y] * tap.weight_x[x];
-      Real corner[kChannelsPerLane];
-      lane.load(row + x * column_step, corner);
-#pragma unroll
-      for (int i = 0; i < kChannelsPerLane; ++i) sample[i] += weight * corner[i];
-    }
-    row += tap.row_step(strides);
-  }
-}
+// ------------------------------------------------------------------------------------------------ forward
 
 // The running maximum and sum of a softmax over the taps, so that one pass over them suffices. `rescale` is
 // what sums made so far must be multiplied by before the newest tap, weighted `newest`, is added. Starts at
@@ -331,57 +400,82 @@ struct Softmax {
   }
 };
 
-// ------------------------------------------------------------------------------------------------ forward
-
-// output = (query +) A (design section 3), one unit per team and turn. Each sample is read once: it stays in
-// registers from its product with the query to the aggregate. `K` is the kernel size, or 0 for
-// call.kernel_size.
-template <typename T, int V, int K>
-__global__ void __launch_bounds__(kMaxTeam) attend(const InterFrameAttention call, const int team_size) {
+// output = (query +) A (design section 3). Each sample is read once: it stays in registers from its product
+// with the query to the aggregate. A lane holds `C` channels; `Size` is the team's, or 0 for layout.team.
+template <typename T, int V, int C, int Size>
+__global__ void __launch_bounds__(Size ? kBlock : kMaxThreads, Size&& C == kFewChannels ? 8 : 1)
+    attend(const InterFrameAttention call, const Plan<T, V> plan, const Layout layout) {
   using Real = Accumulator<T>;
-  const int kernel_size = K > 0 ? K : static_cast<int>(call.kernel_size);
-  const Place<Real, V> place(call, team_size);
-  const Team& team = place.team;
-  const Lane<V>& lane = place.lane;
-  int turn = 0;
+  const Team<Size> team(layout.team);
+  const Lane<V, C> lane(plan.packs, team.lane, team.size());
+  const int teams = static_cast<int>(blockDim.x) / team.size();
+  const int count = teams * layout.turns;
+  const Prepared<T, V, Tap<Real, V>> prepared(count);
+  const int num_taps = plan.kernel_size * plan.kernel_size;
+  int barrier = 0;
 
-  const int64_t units = call.batch * call.frames * call.height * call.width * call.groups;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * place.teams; first < units;
-       first += static_cast<int64_t>(gridDim.x) * place.teams) {
-    // A team without a unit repeats the last one and stores nothing, to keep its warp whole.
-    const bool exists = first + place.slot < units;
-    const Unit unit = unit_at(call, exists ? first + place.slot : units - 1, call.groups);
-    const int64_t channel = unit.group * lane.channels;
-    const T* const frame = frame_of<T>(call, unit) + channel;
-
-    Real query[kChannelsPerLane];
-    lane.load(pixel_of<T>(call.query, call.query_strides, unit) + channel, query);
-    Real aggregate[kChannelsPerLane] = {};
-    Softmax<Real> softmax;
-    for_each_tap<T, K == 3 ? 3 : 1>(
-        call, unit, kernel_size, team, place.taps, [&](int, const Tap<Real>& tap) {
-          Real sample[kChannelsPerLane];
-          gather(tap, call.memory_strides, frame, lane, sample);
-          Real sums[1] = {dot(query, sample)};
-          team.sum(sums, place.scratch, turn);
+  for (int64_t place = static_cast<int64_t>(blockIdx.x) * count; place < plan.walk.units;
+       place += static_cast<int64_t>(gridDim.x) * count) {
+    prepared.find_units(call, plan, place, count);
+    for (int turn = 0; turn < layout.turns; ++turn) {
+      const Spot<V>& spot = prepared.spots[turn * teams + team.slot];
+      Real query[C], aggregate[C] = {};
+      const T* frame[C / V];
+      {
+        const T* address[C / V];
+        lane.find(static_cast<const T*>(call.query), address);
+        load<V, C>(address, spot.query, query);
+        lane.find(advance<V>(static_cast<const T*>(call.memory), spot.frame), frame);
+      }
+      Softmax<Real> softmax;
+      for (int first = 0; first < num_taps; first += kTapsAtOnce) {
+        const int at_once = num_taps - first < kTapsAtOnce ? num_taps - first : kTapsAtOnce;
+        if (turn == 0) {  // the only one, if not all taps are prepared at once
+          prepared.find_taps(call, plan, count, first, at_once,
+                             [](const Spot<V>&, uint32_t, bool, const auto&, const auto&) {});
+        }
+        if (call.memory_frames == 0) continue;  // nothing that even a dropped tap may read
+        const Tap<Real, V>* const taps = prepared.taps + (turn * teams + team.slot) * kTapsAtOnce;
+#pragma unroll 1
+        for (int j = 0; j < at_once; ++j) {
+          const Tap<Real, V> tap = taps[j];
+          Real sample[C] = {};
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            Real corner[C];
+            load<V, C>(frame, tap.corner[k], corner);
+#pragma unroll
+            for (int i = 0; i < C; ++i) sample[i] += tap.weight[k] * corner[i];
+          }
+          if (tap.dropped()) {
+#pragma unroll
+            for (int i = 0; i < C; ++i) sample[i] = Real(0);
+          }
+          Real sums[1] = {lane.dot(query, sample)};
+          team.sum(sums, prepared.scratch, barrier);
           // A dropped tap has logit 0 even where the query is not finite.
-          Real weight = tap.inside ? static_cast<Real>(call.scale) * sums[0] : Real(0);
+          Real weight = tap.dropped() ? Real(0) : plan.scale * sums[0];
           if (call.softmax) {
             softmax.add(weight);
             weight = softmax.newest;
 #pragma unroll
-            for (int i = 0; i < kChannelsPerLane; ++i) aggregate[i] *= softmax.rescale;
+            for (int i = 0; i < C; ++i) aggregate[i] *= softmax.rescale;
           }
 #pragma unroll
-          for (int i = 0; i < kChannelsPerLane; ++i) aggregate[i] += weight * sample[i];
-        });
-    if (exists) {
-      const Real norm = call.softmax ? Real(1) / softmax.sum : Real(1);
-#pragma unroll
-      for (int i = 0; i < kChannelsPerLane; ++i) {
-        aggregate[i] = norm * aggregate[i] + (call.residual ? query[i] : Real(0));
+          for (int i = 0; i < C; ++i) aggregate[i] += weight * sample[i];
+        }
       }
-      lane.store(static_cast<T*>(call.output) + unit.pixel * call.channels + channel, aggregate);
+      if (spot.index != kNone<V>) {
+        if (softmax.sum > 0) {
+#pragma unroll
+          for (int i = 0; i < C; ++i) aggregate[i] *= Real(1) / softmax.sum;
+        }
+        if (call.residual) {
+#pragma unroll
+          for (int i = 0; i < C; ++i) aggregate[i] += query[i];
+        }
+        lane.store(advance<V>(static_cast<T*>(call.output), spot.index * plan.packs), aggregate);
+      }
     }
   }
 }
@@ -395,166 +489,274 @@ __global__ void __launch_bounds__(kMaxTeam) attend(const InterFrameAttention cal
 //
 //   grad_query = (g +) sum_p b_p s_p       grad s_p = a_p g + b_p q       grad offset_p = <grad s_p, d s_p>
 //
-// A first kernel computes what the query's pixels own and leaves a_p, b_p and the offset's gradient, per unit
-// and tap, to two others: one spreads grad s_p over the pixels of the memory, one sums the offset's gradient
-// over the groups.
+// A first kernel computes what the query's pixels own. It leaves a_p and b_p in a list of contributions per
+// *cell* of the memory, the square between four pixels that a tap falls into, from which a second kernel
+// gathers the gradient of the memory, each pixel from the four cells around it: no sums in global memory,
+// nothing to set to zero, and nothing to round twice.
 
-template <typename Real>
-struct alignas(16) TapGradient {
-  Real weight, logit;  // a_p, b_p
-  Real y, x;           // of the offset, from this group of channels
+// What one tap of one unit adds to the four pixels around the cell that it falls into. Cells have one row and
+// one column more than pixels: cell (y, x) is between pixels (y - 1, x - 1) and (y, x).
+template <typename Real, int V>
+struct alignas(16) Contribution {
+  Real weight, logit;           // a_p, b_p
+  Real fraction_y, fraction_x;  // of the position: the weight of the high row and column
+  Index<V> query, grad;         // where q and g are
+  Index<V> next;                // in the list of its cell
 };
 
-// grad_query, and `gradients[unit * kernel_size^2 + p]`.
-template <typename T, int V>
-__global__ void __launch_bounds__(kMaxTeam)
-    differentiate(const InterFrameAttentionBackward call, TapGradient<Accumulator<T>>* const gradients,
-                  const int team_size) {
+inline int64_t num_cells(const InterFrameAttention& call) {
+  return call.batch * call.memory_frames * (call.height + 1) * (call.width + 1) * call.groups;
+}
+
+// The offset's gradient from one group of channels, along y and x.
+template <typename Real>
+struct OffsetGradient {
+  Real y, x;
+};
+
+// Stores the offset's gradient of a tap of a unit, with several groups only a part of it.
+template <typename T, typename Real>
+__device__ __forceinline__ void store_offset_gradient(const InterFrameAttentionBackward& call,
+                                                      OffsetGradient<Real>* group_gradients, int64_t index,
+                                                      Real y, Real x) {
+  const Real values[2] = {y, x};
+  if (call.groups > 1) {
+    group_gradients[index] = {y, x};
+  } else if (call.offsets == ScalarKind::kFloat32) {
+    store_pack<2>(static_cast<float*>(call.grad_offset) + 2 * index, values);
+  } else {
+    store_pack<2>(static_cast<T*>(call.grad_offset) + 2 * index, values);
+  }
+}
+
+// grad_query, grad_offset and the contributions, of which that of tap p of a unit is
+// contributions[unit.index * kernel_size^2 + p]. `heads` of the cells' lists are kNone before. With several
+// groups, grad_offset is left in `group_gradients`, indexed as the contributions are, for sum_groups.
+template <typename T, int V, int Size>
+__global__ void __launch_bounds__(Size ? kBlock : kMaxThreads, Size ? 4 : 1)
+    differentiate(const InterFrameAttentionBackward call, const Plan<T, V> plan, const Layout layout,
+                  Contribution<Accumulator<T>, V>* const contributions, Index<V>* const heads,
+                  OffsetGradient<Accumulator<T>>* const group_gradients) {
   using Real = Accumulator<T>;
-  const int kernel_size = static_cast<int>(call.kernel_size);
-  const Place<Real, V> place(call, team_size);
-  const Team& team = place.team;
-  const Lane<V>& lane = place.lane;
-  const Real scale = static_cast<Real>(call.scale);
-  const PixelStrides& strides = call.memory_strides;
-  int turn = 0;
+  constexpr int C = kManyChannels<T, V>;
+  const Team<Size> team(layout.team);
+  const Lane<V, C> lane(plan.packs, team.lane, team.size());
+  const int teams = static_cast<int>(blockDim.x) / team.size();
+  const int count = teams * layout.turns;
+  const Prepared<T, V, TapSlopes<Real, V>> prepared(count);
+  const int num_taps = plan.kernel_size * plan.kernel_size;
+  // With softmax, a first pass over the taps finds what the second divides by.
+  const int first_pass = call.softmax ? 0 : 1;
+  int barrier = 0;
 
-  const int64_t units = call.batch * call.frames * call.height * call.width * call.groups;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * place.teams; first < units;
-       first += static_cast<int64_t>(gridDim.x) * place.teams) {
-    const bool exists = first + place.slot < units;
-    const int64_t index = exists ? first + place.slot : units - 1;
-    const Unit unit = unit_at(call, index, call.groups);
-    const int64_t channel = unit.group * lane.channels;
-    const T* const frame = frame_of<T>(call, unit) + channel;
-
-    Real query[kChannelsPerLane], grad[kChannelsPerLane];
-    lane.load(pixel_of<T>(call.query, call.query_strides, unit) + channel, query);
-    lane.load(pixel_of<T>(call.grad_output, call.grad_output_strides, unit) + channel, grad);
-
-    Softmax<Real> softmax;
-    Real mean = 0;  // sum_j a_j <g, s_j>
-    if (call.softmax) {
-      for_each_tap<T, 1>(call, unit, kernel_size, team, place.taps, [&](int, const Tap<Real>& tap) {
-        Real sample[kChannelsPerLane];
-        gather(tap, strides, frame, lane, sample);
-        Real sums[2] = {dot(query, sample), dot(grad, sample)};
-        team.sum(sums, place.scratch, turn);
-        softmax.add(tap.inside ? scale * sums[0] : Real(0));
-        mean = mean * softmax.rescale + (tap.inside ? softmax.newest * sums[1] : Real(0));
-      });
-      mean /= softmax.sum;
+  const auto link = [&](const Spot<V>& spot, uint32_t p, bool contributes, const AxisSample<Real>& rows,
+                        const AxisSample<Real>& columns) {
+    if (spot.index == kNone<V>) return;
+    const Index<V> index = spot.index * num_taps + p;
+    if (!contributes) {
+      store_offset_gradient<T>(call, group_gradients, index, Real(0), Real(0));
+      return;
     }
+    Contribution<Real, V>& contribution = contributions[index];
+    contribution.fraction_y = rows.slope_high != 0 ? rows.weight_high : Real(1) - rows.weight_low;
+    contribution.fraction_x = columns.slope_high != 0 ? columns.weight_high : Real(1) - columns.weight_low;
+    contribution.query = spot.query;
+    contribution.grad = spot.grad;
+    const Index<V> y = rows.slope_low != 0 ? rows.low + 1 : 0,
+                   x = columns.slope_low != 0 ? columns.low + 1 : 0;
+    Index<V>* const head =
+        heads + spot.cells + y * plan.cells_in_row + x * static_cast<Index<V>>(call.groups);
+    contribution.next = atomicExch(head, index);
+  };
+  const auto nothing = [](const Spot<V>&, uint32_t, bool, const auto&, const auto&) {};
 
-    Real grad_query[kChannelsPerLane] = {};
-    for_each_tap<T, 1>(call, unit, kernel_size, team, place.taps, [&](int p, const Tap<Real>& tap) {
-      Real sample[kChannelsPerLane] = {};
-      Real sums[6] = {};  // of query and grad with: the sample, its derivative along y, along x
-      if (tap.inside) {
-        const Real slope_y[2] = {Real(tap.inside & 1 ? -1 : 0), Real(tap.inside & 2 ? 1 : 0)};
-        const Real slope_x[2] = {Real(tap.inside & 4 ? -1 : 0), Real(tap.inside & 8 ? 1 : 0)};
-        const T* row = frame + tap.corner;
-        const int64_t column_step = tap.column_step(strides);
-#pragma unroll
-        for (int y = 0; y < 2; ++y) {
-#pragma unroll
-          for (int x = 0; x < 2; ++x) {
-            if (!tap.has_corner(y, x)) continue;
-            const Real weight = tap.weight_y[y] * tap.weight_x[x];
-            const Real along_y = slope_y[y] * tap.weight_x[x];
-            const Real along_x = tap.weight_y[y] * slope_x[x];
-            Real corner[kChannelsPerLane];
-            lane.load(row + x * column_step, corner);
-#pragma unroll
-            for (int i = 0; i < kChannelsPerLane; ++i) sample[i] += weight * corner[i];
-            const Real with_query = dot(query, corner);
-            const Real with_grad = dot(grad, corner);
-            sums[0] += weight * with_query;
-            sums[1] += weight * with_grad;
-            sums[2] += along_y * with_query;
-            sums[3] += along_y * with_grad;
-            sums[4] += along_x * with_query;
-            sums[5] += along_x * with_grad;
+  for (int64_t place = static_cast<int64_t>(blockIdx.x) * count; place < plan.walk.units;
+       place += static_cast<int64_t>(gridDim.x) * count) {
+    prepared.find_units(call, plan, place, count);
+    for (int turn = 0; turn < layout.turns; ++turn) {
+      const Spot<V>& spot = prepared.spots[turn * teams + team.slot];
+      Real query[C], grad[C], grad_query[C] = {};
+      const T* frame[C / V];
+      {
+        const T* address[C / V];
+        lane.find(static_cast<const T*>(call.query), address);
+        load<V, C>(address, spot.query, query);
+        lane.find(static_cast<const T*>(call.grad_output), address);
+        load<V, C>(address, spot.grad, grad);
+        lane.find(advance<V>(static_cast<const T*>(call.memory), spot.frame), frame);
+      }
+      Softmax<Real> softmax;
+      Real mean = 0;  // sum_j a_j <g, s_j>
+      for (int pass = first_pass; pass < 2; ++pass) {
+        for (int first = 0; first < num_taps; first += kTapsAtOnce) {
+          const int at_once = num_taps - first < kTapsAtOnce ? num_taps - first : kTapsAtOnce;
+          if (turn == 0 && pass == first_pass) {
+            prepared.find_taps(call, plan, count, first, at_once, link);
+          } else if (num_taps > kTapsAtOnce) {  // then there is one turn
+            __syncthreads();
+            prepared.find_taps(call, plan, count, first, at_once, nothing);
           }
-          row += tap.row_step(strides);
+          if (call.memory_frames == 0) continue;  // nothing that even a dropped tap may read
+          const TapSlopes<Real, V>* const taps = prepared.taps + (turn * teams + team.slot) * kTapsAtOnce;
+#pragma unroll 1
+          for (int j = 0; j < at_once; ++j) {
+            const TapSlopes<Real, V> tap = taps[j];
+            Real sample[C] = {};
+            Real with_query[4], with_grad[4];  // products with each corner
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              Real corner[C];
+              load<V, C>(frame, tap.corner[k], corner);
+              const Real weight = tap.weight_y[k / 2] * tap.weight_x[k % 2];
+              with_query[k] = lane.dot(query, corner);
+              with_grad[k] = lane.dot(grad, corner);
+#pragma unroll
+              for (int i = 0; i < C; ++i) sample[i] += weight * corner[i];
+            }
+            // Of query and grad with: the sample, its derivative along y, along x.
+            Real sums[6];
+#pragma unroll
+            for (int with = 0; with < 2; ++with) {
+              const Real(&products)[4] = with == 0 ? with_query : with_grad;
+              const Real low = tap.weight_x[0] * products[0] + tap.weight_x[1] * products[1];
+              const Real high = tap.weight_x[0] * products[2] + tap.weight_x[1] * products[3];
+              const Real slope_low = tap.slope_x[0] * products[0] + tap.slope_x[1] * products[1];
+              const Real slope_high = tap.slope_x[0] * products[2] + tap.slope_x[1] * products[3];
+              sums[with] = tap.weight_y[0] * low + tap.weight_y[1] * high;
+              sums[2 + with] = tap.slope_y[0] * low + tap.slope_y[1] * high;
+              sums[4 + with] = tap.weight_y[0] * slope_low + tap.weight_y[1] * slope_high;
+            }
+            team.sum(sums, prepared.scratch, barrier);
+            const Real logit = tap.dropped() ? Real(0) : plan.scale * sums[0];
+            if (pass == 0) {
+              softmax.add(logit);
+              mean = mean * softmax.rescale + (tap.dropped() ? Real(0) : softmax.newest * sums[1]);
+              continue;
+            }
+            if (tap.dropped()) continue;  // it has no gradient, even where its weight is not a number
+            const Real a = call.softmax ? exp(logit - softmax.maximum) / softmax.sum : logit;
+            const Real b = plan.scale * (call.softmax ? a * (sums[1] - mean) : sums[1]);
+#pragma unroll
+            for (int i = 0; i < C; ++i) grad_query[i] += b * sample[i];
+            if (team.lane == 0 && spot.index != kNone<V>) {
+              const Index<V> index = spot.index * num_taps + first + j;
+              contributions[index].weight = a;
+              contributions[index].logit = b;
+              store_offset_gradient<T>(call, group_gradients, index, b * sums[2] + a * sums[3],
+                                       b * sums[4] + a * sums[5]);
+            }
+          }
         }
+        if (pass == 0) mean /= softmax.sum;
       }
-      team.sum(sums, place.scratch, turn);
-      TapGradient<Real> gradient = {};  // a dropped tap has none, even where its weight is not a number
-      if (tap.inside) {
-        const Real logit = scale * sums[0];
-        gradient.weight = call.softmax ? exp(logit - softmax.maximum) / softmax.sum : logit;
-        gradient.logit = scale * (call.softmax ? gradient.weight * (sums[1] - mean) : sums[1]);
-        gradient.y = gradient.logit * sums[2] + gradient.weight * sums[3];
-        gradient.x = gradient.logit * sums[4] + gradient.weight * sums[5];
+      if (spot.index != kNone<V>) {
+        if (call.residual) {
 #pragma unroll
-        for (int i = 0; i < kChannelsPerLane; ++i) grad_query[i] += gradient.logit * sample[i];
+          for (int i = 0; i < C; ++i) grad_query[i] += grad[i];
+        }
+        lane.store(advance<V>(static_cast<T*>(call.grad_query), spot.index * plan.packs), grad_query);
       }
-      if (exists && team.lane == 0) gradients[index * (kernel_size * kernel_size) + p] = gradient;
-    });
-    if (exists) {
-#pragma unroll
-      for (int i = 0; i < kChannelsPerLane; ++i) grad_query[i] += call.residual ? grad[i] : Real(0);
-      lane.store(static_cast<T*>(call.grad_query) + unit.pixel * call.channels + channel, grad_query);
     }
   }
 }
 
-// Adds the samples' gradients to `sums`, which has the shape of the memory, dense channels-last, and starts
-// at zero. One thread adds one pack of channels of one query pixel. The order in which atomic additions
-// happen is not fixed.
+// What remains of a contribution for one pixel of the memory.
+template <typename Real, int V>
+struct alignas(16) Term {
+  Real of_grad, of_query;
+  Index<V> grad, query;
+};
+
+constexpr int kTermsAtOnce = 64;  // that a team holds in shared memory
+
+template <typename Real, int V>
+int gather_shared_bytes(int threads, int team) {
+  return threads / team * static_cast<int>(kTermsAtOnce * sizeof(Term<Real, V>) + sizeof(int));
+}
+
+// grad_memory. A team, within one warp, works on a slab of at most kWarp * kGatherChannels channels of one
+// unit of the memory: four of its lanes collect the terms from the four cells around the pixel, then all of
+// its lanes add them up. The order of the terms, and so the rounding, may change from run to run.
 template <typename T, int V>
 __global__ void __launch_bounds__(kBlock)
-    scatter(const InterFrameAttentionBackward call, const TapGradient<Accumulator<T>>* const gradients,
-            Accumulator<T>* const sums) {
+    gather(const InterFrameAttentionBackward call, const Plan<T, V> plan, const Walk<Index<V>> walk,
+           const Divisor<Index<V>> slabs, const int64_t num_slabs, const int team_size,
+           const Contribution<Accumulator<T>, V>* const contributions, const Index<V>* const heads) {
   using Real = Accumulator<T>;
-  const int kernel_size = static_cast<int>(call.kernel_size);
-  const int num_taps = kernel_size * kernel_size;
-  const int64_t channels = call.channels / call.groups;
-  const PixelStrides strides = dense_strides(call.channels, call.memory_frames, call.height, call.width);
-  const int64_t packs = call.channels / V;
-  const int64_t threads = call.batch * call.frames * call.height * call.width * packs;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < threads;
-       index += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const Unit unit = unit_at(call, index, packs);  // a pack of channels in place of a group
-    if (unit.frame < 0) continue;
-    const int64_t channel = unit.group * V;
-    Real query[V], grad[V];
-    load_pack<V>(pixel_of<T>(call.query, call.query_strides, unit) + channel, query);
-    load_pack<V>(pixel_of<T>(call.grad_output, call.grad_output_strides, unit) + channel, grad);
-    Real* const frame = sums + unit.batch * strides.batch + unit.frame * strides.frame + channel;
-    const TapGradient<Real>* const mine =
-        gradients + (unit.pixel * call.groups + channel / channels) * num_taps;
-    for (int p = 0; p < num_taps; ++p) {
-      AxisSample<Real> rows, columns;
-      if (!locate_tap<T>(call, unit, kernel_size, p, rows, columns)) continue;
-      const TapGradient<Real> gradient = mine[p];
-      Real values[V];
-#pragma unroll
-      for (int i = 0; i < V; ++i) values[i] = gradient.weight * grad[i] + gradient.logit * query[i];
-      Real* const low = frame + rows.low * strides.row;
-      Real* const high = frame + rows.high * strides.row;
-      const int64_t left = columns.low * strides.column;
-      const int64_t right = columns.high * strides.column;
-      const bool has_low = rows.slope_low != 0, has_high = rows.slope_high != 0;
-      const bool has_left = columns.slope_low != 0, has_right = columns.slope_high != 0;
-      if (has_low && has_left) add_pack<V>(low + left, values, rows.weight_low * columns.weight_low);
-      if (has_low && has_right) add_pack<V>(low + right, values, rows.weight_low * columns.weight_high);
-      if (has_high && has_left) add_pack<V>(high + left, values, rows.weight_high * columns.weight_low);
-      if (has_high && has_right) add_pack<V>(high + right, values, rows.weight_high * columns.weight_high);
+  using I = Index<V>;
+  constexpr int C = kGatherChannels<T>;
+  const Team<0> team(team_size);
+  const int teams = static_cast<int>(blockDim.x) / team_size;
+  Term<Real, V>* const terms = reinterpret_cast<Term<Real, V>*>(shared_memory) + team.slot * kTermsAtOnce;
+  int* const num_terms =
+      reinterpret_cast<int*>(reinterpret_cast<Term<Real, V>*>(shared_memory) + teams * kTermsAtOnce) +
+      team.slot;
+
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * teams; first < num_slabs;
+       first += static_cast<int64_t>(gridDim.x) * teams) {
+    const bool exists = first + team.slot < num_slabs;
+    I place = static_cast<I>(exists ? first + team.slot : num_slabs - 1);
+    const I slab = slabs.split(place);
+    const Unit<I> unit = walk.unit_at(place);
+    const Lane<V, C> lane(plan.packs, static_cast<int>(slab) * kWarp * (C / V) + team.lane, team_size);
+    const T *queries[C / V], *grads[C / V];
+    lane.find(static_cast<const T*>(call.query), queries);
+    lane.find(static_cast<const T*>(call.grad_output), grads);
+
+    // The pixel has the high row and column of cell (y, x), the high row and low column of cell (y, x + 1),
+    // and so on.
+    const int low_row = team.lane / 2, low_column = team.lane % 2;
+    I link = kNone<V>;
+    if (exists && team.lane < 4) {
+      link = heads[(unit.batch * static_cast<I>(call.memory_frames) + unit.t) * plan.cells_in_frame +
+                   (unit.y + low_row) * plan.cells_in_row +
+                   (unit.x + low_column) * static_cast<I>(call.groups) + unit.group];
     }
+    Real sums[C] = {};
+    do {
+      if (team.lane == 0) *num_terms = 0;
+      __syncwarp();
+      while (link != kNone<V>) {
+        const Contribution<Real, V> from = contributions[link];
+        const Real share = (low_row ? Real(1) - from.fraction_y : from.fraction_y) *
+                           (low_column ? Real(1) - from.fraction_x : from.fraction_x);
+        if (share != Real(0)) {
+          const int position = atomicAdd(num_terms, 1);
+          if (position >= kTermsAtOnce) break;
+          terms[position] = {share * from.weight, share * from.logit, from.grad, from.query};
+        }
+        link = from.next;
+      }
+      __syncwarp();
+      const int count = *num_terms < kTermsAtOnce ? *num_terms : kTermsAtOnce;
+      [[maybe_unused]] constexpr int kUnroll = kGatherUnroll<T>;
+#pragma unroll kUnroll
+      for (int j = 0; j < count; ++j) {
+        const Term<Real, V> term = terms[j];
+        Real grad[C], query[C];
+        load<V, C>(grads, term.grad, grad);
+        load<V, C>(queries, term.query, query);
+#pragma unroll
+        for (int i = 0; i < C; ++i) sums[i] += term.of_grad * grad[i];
+#pragma unroll
+        for (int i = 0; i < C; ++i) sums[i] += term.of_query * query[i];
+      }
+      __syncwarp();
+    } while (__any_sync(0xffffffffu, link != kNone<V>));
+    if (exists) lane.store(advance<V>(static_cast<T*>(call.grad_memory), unit.index * plan.packs), sums);
   }
 }
 
-// The same sums in an order that never changes: one thread owns one channel of one row of one memory frame,
-// and goes through every tap of every query frame that attends to it. Slow, and simple enough to be sure of.
-template <typename T>
-__global__ void __launch_bounds__(kBlock, 6)  // left to itself, the compiler spills registers for more blocks
-    scatter_in_order(const InterFrameAttentionBackward call,
-                     const TapGradient<Accumulator<T>>* const gradients, Accumulator<T>* const sums) {
+// The same into `sums`, which starts at zero, in an order that never changes: one thread owns one channel of
+// one row of one memory frame, and goes through every tap of every query frame that attends to it. Slow, and
+// simple enough to be sure of.
+template <typename T, int V>
+__global__ void __launch_bounds__(kBlock)
+    gather_in_order(const InterFrameAttentionBackward call, const Plan<T, V> plan,
+                    const Contribution<Accumulator<T>, V>* const contributions, Accumulator<T>* const sums) {
   using Real = Accumulator<T>;
-  const int kernel_size = static_cast<int>(call.kernel_size);
-  const int num_taps = kernel_size * kernel_size;
+  using I = Index<V>;
+  const int num_taps = plan.kernel_size * plan.kernel_size;
   const PixelStrides strides = dense_strides(call.channels, call.memory_frames, call.height, call.width);
   const int64_t threads = call.batch * call.memory_frames * call.height * call.channels;
   for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < threads;
@@ -564,29 +766,36 @@ __global__ void __launch_bounds__(kBlock, 6)  // left to itself, the compiler sp
     const int64_t frame = row / call.height;
     const int64_t y = row - frame * call.height;
     const int64_t batch = frame / call.memory_frames;
-    Unit unit;
-    unit.batch = batch;
-    unit.frame = frame - batch * call.memory_frames;
-    unit.group = channel / (call.channels / call.groups);
+    const int64_t memory_frame = frame - batch * call.memory_frames;
+    const int64_t group = channel / (call.channels / call.groups);
+    const I n = static_cast<I>(batch);
     Real* const owned = sums + row * strides.row + channel;
-    for (unit.t = 0; unit.t < call.frames; ++unit.t) {
-      if (neighbour_frame(call, unit.t) != unit.frame) continue;
-      for (unit.y = 0; unit.y < call.height; ++unit.y) {
-        for (unit.x = 0; unit.x < call.width; ++unit.x) {
-          unit.pixel = ((batch * call.frames + unit.t) * call.height + unit.y) * call.width + unit.x;
-          const T* const query = pixel_of<T>(call.query, call.query_strides, unit) + channel;
-          const T* const grad = pixel_of<T>(call.grad_output, call.grad_output_strides, unit) + channel;
+    for (int64_t t = 0; t < call.frames; ++t) {
+      if (neighbour_frame(call, t) != memory_frame) continue;
+      const I step = static_cast<I>(t);
+      for (int64_t from_y = 0; from_y < call.height; ++from_y) {
+        for (int64_t from_x = 0; from_x < call.width; ++from_x) {
+          const int64_t pixel = ((batch * call.frames + t) * call.height + from_y) * call.width + from_x;
+          const I at_y = static_cast<I>(from_y), at_x = static_cast<I>(from_x);
+          const I offset = plan.offset.frame_at(n, step) + plan.offset.pixel_at(at_y, at_x);
+          const I query = plan.query.frame_at(n, step) + plan.query.pixel_at(at_y, at_x);
+          const I grad = plan.grad.frame_at(n, step) + plan.grad.pixel_at(at_y, at_x);
           for (int p = 0; p < num_taps; ++p) {
             AxisSample<Real> rows, columns;
-            if (!locate_tap<T>(call, unit, kernel_size, p, rows, columns)) continue;
+            if (!locate_tap(call, plan, offset, static_cast<int>(from_y), static_cast<int>(from_x), p, rows,
+                            columns)) {
+              continue;
+            }
             // A corner outside the frame has the index of the other one and weight 0.
             const Real weight_y =
                 (rows.low == y ? rows.weight_low : Real(0)) + (rows.high == y ? rows.weight_high : Real(0));
             if (weight_y == Real(0)) continue;
-            const TapGradient<Real> gradient =
-                gradients[(unit.pixel * call.groups + unit.group) * num_taps + p];
-            const Real value = gradient.weight * static_cast<Real>(__ldg(grad)) +
-                               gradient.logit * static_cast<Real>(__ldg(query));
+            const Contribution<Real, V>& contribution =
+                contributions[(pixel * call.groups + group) * num_taps + p];
+            const T* const q = advance<V>(static_cast<const T*>(call.query), query) + channel;
+            const T* const g = advance<V>(static_cast<const T*>(call.grad_output), grad) + channel;
+            const Real value = contribution.weight * static_cast<Real>(__ldg(g)) +
+                               contribution.logit * static_cast<Real>(__ldg(q));
             if (columns.weight_low != Real(0))
               owned[columns.low * strides.column] += weight_y * columns.weight_low * value;
             if (columns.weight_high != Real(0))
@@ -598,10 +807,10 @@ __global__ void __launch_bounds__(kBlock, 6)  // left to itself, the compiler sp
   }
 }
 
-// grad_offset: summed over the groups, which share the offsets.
+// grad_offset of several groups, which share the offsets.
 template <typename Real, typename Offset>
 __global__ void __launch_bounds__(kBlock)
-    sum_groups(const InterFrameAttentionBackward call, const TapGradient<Real>* const gradients) {
+    sum_groups(const InterFrameAttentionBackward call, const OffsetGradient<Real>* const group_gradients) {
   const int64_t num_taps = call.kernel_size * call.kernel_size;
   const int64_t threads = call.batch * call.frames * call.height * call.width * num_taps;
   for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < threads;
@@ -610,7 +819,7 @@ __global__ void __launch_bounds__(kBlock)
     const int64_t p = index - pixel * num_taps;
     Real sums[2] = {};  // along y, along x
     for (int64_t group = 0; group < call.groups; ++group) {
-      const TapGradient<Real> gradient = gradients[(pixel * call.groups + group) * num_taps + p];
+      const OffsetGradient<Real> gradient = group_gradients[(pixel * call.groups + group) * num_taps + p];
       sums[0] += gradient.y;
       sums[1] += gradient.x;
     }
@@ -620,29 +829,97 @@ __global__ void __launch_bounds__(kBlock)
 
 // ---------------------------------------------------------------------------------------------- launching
 
-// The lanes that one unit needs; more than kMaxTeam if its channels are too many.
-inline int team_for(const InterFrameAttention& call) {
-  const int64_t lanes = (call.channels / call.groups + kChannelsPerLane - 1) / kChannelsPerLane;
+template <typename T, int V>
+int attend_channels(const InterFrameAttention& call) {
+  return call.channels / call.groups <= kSmallGroup ? kFewChannels : kManyChannels<T, V>;
+}
+
+// The lanes that one unit needs if each holds `lane_channels`.
+inline int team_for(const InterFrameAttention& call, int lane_channels) {
+  const int64_t lanes = (call.channels / call.groups + lane_channels - 1) / lane_channels;
   int team = 1;
-  while (team < lanes && team <= kMaxTeam) team *= 2;
+  while (team < lanes) team *= 2;
   return team;
 }
 
-inline int block_for(int team) {
-  if (team > kBlock) return team;
-  return team * kMaxTeams < kBlock ? team * kMaxTeams : kBlock;
+inline int64_t blocks_for(int64_t units, int64_t per_block) {
+  const int64_t blocks = (units + per_block - 1) / per_block;
+  return blocks < 0x7fffffff ? blocks : 0x7fffffff;  // the kernels step over the rest
 }
 
-// Whether packs of `pack` elements fit the groups and the addresses.
+// Layout of a kernel that keeps a Prepared<T, V, TapType>.
+template <typename T, int V, typename TapType>
+Layout layout_for(const InterFrameAttention& call, int lane_channels) {
+  using Memory = Prepared<T, V, TapType>;
+  Layout layout;
+  layout.team = team_for(call, lane_channels);
+  layout.threads = layout.team > kBlock ? layout.team : kBlock;
+  const int64_t units = call.batch * call.frames * call.height * call.width * call.groups;
+  const auto count = [&] { return layout.threads / layout.team * layout.turns; };
+  const auto bytes = [&] {
+    return count() * Memory::bytes_per_unit() + Memory::scratch_bytes(layout.threads);
+  };
+  layout.turns = 1;
+  while (bytes() > kSharedBytes) layout.threads /= 2;
+  const bool all_at_once = call.kernel_size * call.kernel_size <= kTapsAtOnce;
+  while (all_at_once && layout.turns < kMaxTurns) {
+    layout.turns *= 2;
+    if (bytes() <= kSharedBytes && blocks_for(units, count()) >= kManyBlocks) continue;
+    layout.turns /= 2;
+    break;
+  }
+  layout.shared_bytes = bytes();
+  layout.blocks = blocks_for(units, count());
+  return layout;
+}
+
+// How gather() is launched.
+template <typename T, int V>
+struct GatherLayout {
+  int team, threads = kBlock, shared_bytes;
+  int64_t slabs_per_unit, slabs, blocks;
+
+  explicit GatherLayout(const InterFrameAttention& call) {
+    constexpr int64_t kSlab = kWarp * kGatherChannels<T>;
+    const int needed = team_for(call, kGatherChannels<T>);
+    team = needed < 4 ? 4 : needed < kWarp ? needed : kWarp;
+    slabs_per_unit = (call.channels / call.groups + kSlab - 1) / kSlab;
+    slabs = call.batch * call.memory_frames * call.height * call.width * call.groups * slabs_per_unit;
+    while (gather_shared_bytes<Accumulator<T>, V>(threads, team) > kSharedBytes) threads /= 2;
+    shared_bytes = gather_shared_bytes<Accumulator<T>, V>(threads, team);
+    blocks = blocks_for(slabs, threads / team);
+  }
+};
+
+// One past the last element.
+inline int64_t extent(const PixelStrides& strides, const InterFrameAttention& call, int64_t frames) {
+  return (call.batch - 1) * strides.batch + (frames - 1) * strides.frame + (call.height - 1) * strides.row +
+         (call.width - 1) * strides.column + call.channels;
+}
+
+// Whether packs of `pack` elements fit the groups and the addresses, and all indices 31 bits.
 inline bool allows_packs(const InterFrameAttention& call, int64_t pack) {
+  const int64_t most = 0x7fffffff;
+  const OffsetStrides& at = call.offset_strides;
+  const int64_t taps = call.kernel_size * call.kernel_size;
   return call.channels / call.groups % pack == 0 &&
          allows_packs(call.query, call.query_strides, call, call.frames, pack) &&
-         allows_packs(call.memory, call.memory_strides, call, call.memory_frames, pack);
+         allows_packs(call.memory, call.memory_strides, call, call.memory_frames, pack) &&
+         extent(call.query_strides, call, call.frames) / pack < most &&
+         extent(call.memory_strides, call, call.memory_frames) / pack < most &&
+         extent({at.batch, at.frame, at.row, at.column}, call, call.frames) + 2 * taps * at.channel < most &&
+         call.batch * call.frames * call.height * call.width * call.channels / pack < most;
 }
 
 inline bool allows_packs(const InterFrameAttentionBackward& call, int64_t pack) {
+  const int64_t most = 0x7fffffff;
   return allows_packs(static_cast<const InterFrameAttention&>(call), pack) &&
-         allows_packs(call.grad_output, call.grad_output_strides, call, call.frames, pack);
+         allows_packs(call.grad_output, call.grad_output_strides, call, call.frames, pack) &&
+         extent(call.grad_output_strides, call, call.frames) / pack < most && num_cells(call) < most &&
+         call.batch * call.frames * call.height * call.width * call.groups * call.kernel_size *
+                 call.kernel_size <
+             most &&
+         call.batch * call.memory_frames * call.height * call.width * call.channels / pack < most;
 }
 
 }  // namespace sifa::cuda

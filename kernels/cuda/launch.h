@@ -15,17 +15,20 @@ namespace sifa::cuda {
 
 void forward(const InterFrameAttention& call, cudaStream_t stream);
 
-// Bytes of `tap_gradients`, the scratch of the backward, which is aligned to 16 bytes.
-int64_t tap_gradient_bytes(const InterFrameAttention& call);
+// Bytes of the `scratch` of the backward, which is aligned to 16 bytes. The pointers of `call` are set,
+// except those of the gradients.
+int64_t backward_scratch_bytes(const InterFrameAttentionBackward& call);
 
-// Writes call.grad_query and call.grad_offset, and fills `tap_gradients` for backward_memory.
-void backward_query(const InterFrameAttentionBackward& call, void* tap_gradients, cudaStream_t stream);
+// Writes call.grad_query and call.grad_offset, and fills `scratch` for one of those below.
+void backward_query(const InterFrameAttentionBackward& call, void* scratch, cudaStream_t stream);
 
-// Adds to `sums`, which has the shape of the memory, dense channels-last, and starts at zero: in float64 for
-// float64 features, else in float32. `deterministic` adds in one fixed order, slowly; otherwise with atomic
-// additions.
-void backward_memory(const InterFrameAttentionBackward& call, const void* tap_gradients, void* sums,
-                     bool deterministic, cudaStream_t stream);
+// Writes call.grad_memory; where many terms meet in one element, their order may change from run to run.
+void backward_memory(const InterFrameAttentionBackward& call, void* scratch, cudaStream_t stream);
+
+// The same in one fixed order, slowly. Adds to `sums` instead, which has the shape of the memory, dense
+// channels-last, and starts at zero: in float64 for float64 features, else in float32.
+void backward_memory_in_order(const InterFrameAttentionBackward& call, void* scratch, void* sums,
+                              cudaStream_t stream);
 
 // Of these, only the tensor that is written must not be empty.
 

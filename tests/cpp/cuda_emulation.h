@@ -106,8 +106,16 @@ T __ldg(const T* address) {
   return *address;
 }
 template <typename T>
-void atomicAdd(T* address, T value) {
+T atomicAdd(T* address, T value) {
+  const T before = *address;
   *address += value;
+  return before;
+}
+template <typename T>
+T atomicExch(T* address, T value) {
+  const T before = *address;
+  *address = value;
+  return before;
 }
 inline void __syncwarp() { emulation::wait(emulation::At::kWarpBarrier); }
 inline void __syncthreads() { emulation::wait(emulation::At::kBlockBarrier); }
@@ -119,6 +127,11 @@ T __shfl_xor_sync(unsigned int, T value, int step) {
   emulation::wait(emulation::At::kShuffle);
   std::memcpy(&value, &fiber.received, sizeof(T));
   return value;
+}
+inline bool __any_sync(unsigned int mask, bool value) {
+  int any = value;
+  for (int step = emulation::kWarpSize / 2; step > 0; step /= 2) any |= __shfl_xor_sync(mask, any, step);
+  return any != 0;
 }
 
 namespace sifa::cuda {

@@ -19,7 +19,7 @@ namespace {
 
 using namespace sifa;
 using cuda::Accumulator;
-using cuda::TapGradient;
+using cuda::Contribution;
 
 struct Options {
   std::string name;
@@ -182,34 +182,46 @@ unsigned int grid_of(const Options& options, int64_t items, int64_t per_block) {
   return options.whole_blocks ? static_cast<unsigned int>((items + per_block - 1) / per_block) : 1;
 }
 
-// A warp has 32 lanes here too: blocks are as the launcher makes them.
-template <typename T, int V, int K>
+// As the launcher does, or all in one block.
+void launch(const Options& options, const cuda::Layout& layout, bool backwards,
+            const std::function<void()>& kernel) {
+  emulation::launch(options.whole_blocks ? static_cast<unsigned int>(layout.blocks) : 1, layout.threads,
+                    layout.shared_bytes, backwards, kernel);
+}
+
+template <typename T, int V, int Size = 0>
 std::vector<T> run_forward(const Options& options, InterFrameAttentionBackward call, bool backwards) {
   const int64_t units = call.batch * call.frames * call.height * call.width * call.groups;
   std::vector<T> output(units / call.groups * call.channels,
                         static_cast<T>(std::numeric_limits<float>::quiet_NaN()));
   call.output = output.data();
   EXPECT_TRUE(V == 1 || cuda::allows_packs(call, V));
-  const int team = cuda::team_for(call), threads = cuda::block_for(team);
-  emulation::launch(grid_of(options, units, threads / team), threads,
-                    cuda::shared_bytes<Accumulator<T>>(threads, team), backwards,
-                    [&] { cuda::attend<T, V, K>(call, team); });
+  using Real = Accumulator<T>;
+  const int channels = cuda::attend_channels<T, V>(call);
+  const cuda::Layout layout = cuda::layout_for<T, V, cuda::Tap<Real, V>>(call, channels);
+  EXPECT_TRUE(Size == 0 || Size == layout.team);
+  const cuda::Plan<T, V> plan(call);
+  launch(options, layout, backwards, [&] {
+    channels == cuda::kFewChannels ? cuda::attend<T, V, cuda::kFewChannels, Size>(call, plan, layout)
+                                   : cuda::attend<T, V, cuda::kManyChannels<T, V>, Size>(call, plan, layout);
+  });
   return output;
 }
 
-template <typename T, int V, int K>
+template <typename T, int V, int Size = 0>
 std::vector<T> run_forward(const Options& options, const Tensors<T>& tensors, bool backwards) {
-  return run_forward<T, V, K>(options, make_call(options, tensors), backwards);
+  return run_forward<T, V, Size>(options, make_call(options, tensors), backwards);
 }
 
 template <typename T>
 struct Gradients {
   std::vector<T> query;
-  std::vector<Accumulator<T>> memory, memory_in_order;
+  std::vector<T> memory;
+  std::vector<Accumulator<T>> memory_in_order;
   std::vector<double> offset;
 };
 
-template <typename T, int V>
+template <typename T, int V, int Size = 0>
 Gradients<T> run_backward(const Options& options, InterFrameAttentionBackward call, bool backwards) {
   using Real = Accumulator<T>;
   const int64_t pixels = call.batch * call.frames * call.height * call.width, units = pixels * call.groups;
@@ -218,38 +230,56 @@ Gradients<T> run_backward(const Options& options, InterFrameAttentionBackward ca
   const Real nan = std::numeric_limits<Real>::quiet_NaN();
   Gradients<T> gradients;
   gradients.query.assign(pixels * call.channels, static_cast<T>(nan));
-  gradients.memory.assign(memory_pixels * call.channels, 0);
-  gradients.memory_in_order = gradients.memory;
+  gradients.memory.assign(memory_pixels * call.channels, static_cast<T>(nan));
+  gradients.memory_in_order.assign(memory_pixels * call.channels, 0);
   std::vector<float> float_offset(pixels * 2 * taps, std::numeric_limits<float>::quiet_NaN());
   std::vector<T> offset(pixels * 2 * taps, static_cast<T>(nan));
-  std::vector<TapGradient<Real>> tap_gradients(units * taps, TapGradient<Real>{nan, nan, nan, nan});
+  std::vector<Contribution<Real, V>> contributions(units * taps, {nan, nan, nan, nan, 0, 0, 0});
+  std::vector<cuda::Index<V>> heads(cuda::num_cells(call), cuda::kNone<V>);
+  std::vector<cuda::OffsetGradient<Real>> group_gradients(units * taps, {nan, nan});
   call.grad_query = gradients.query.data();
+  call.grad_memory = gradients.memory.data();
   call.grad_offset = options.float_offset ? static_cast<void*>(float_offset.data()) : offset.data();
   EXPECT_TRUE(V == 1 || cuda::allows_packs(call, V));
 
-  const int team = cuda::team_for(call), threads = cuda::block_for(team);
-  emulation::launch(grid_of(options, units, threads / team), threads, cuda::shared_bytes<Real>(threads, team),
-                    backwards, [&] { cuda::differentiate<T, V>(call, tap_gradients.data(), team); });
-  emulation::launch(grid_of(options, pixels * taps, cuda::kBlock), cuda::kBlock, 0, backwards, [&] {
-    options.float_offset ? cuda::sum_groups<Real, float>(call, tap_gradients.data())
-                         : cuda::sum_groups<Real, T>(call, tap_gradients.data());
+  const cuda::Plan<T, V> plan(call, call.grad_output_strides);
+  const cuda::Layout layout =
+      cuda::layout_for<T, V, cuda::TapSlopes<Real, V>>(call, cuda::kManyChannels<T, V>);
+  EXPECT_TRUE(Size == 0 || Size == layout.team);
+  launch(options, layout, backwards, [&] {
+    cuda::differentiate<T, V, Size>(call, plan, layout, contributions.data(), heads.data(),
+                                    group_gradients.data());
   });
+  if (call.groups > 1) {
+    emulation::launch(grid_of(options, pixels * taps, cuda::kBlock), cuda::kBlock, 0, backwards, [&] {
+      options.float_offset ? cuda::sum_groups<Real, float>(call, group_gradients.data())
+                           : cuda::sum_groups<Real, T>(call, group_gradients.data());
+    });
+  }
   if (options.float_offset) {
     gradients.offset.assign(float_offset.begin(), float_offset.end());
   } else {
     gradients.offset.assign(offset.begin(), offset.end());
   }
-  emulation::launch(grid_of(options, pixels * call.channels / V, cuda::kBlock), cuda::kBlock, 0, backwards,
-                    [&] { cuda::scatter<T, V>(call, tap_gradients.data(), gradients.memory.data()); });
-  emulation::launch(
-      grid_of(options, memory_pixels / call.width * call.channels, cuda::kBlock), cuda::kBlock, 0, backwards,
-      [&] { cuda::scatter_in_order<T>(call, tap_gradients.data(), gradients.memory_in_order.data()); });
+  const cuda::GatherLayout<T, V> gathering(call);
+  const cuda::Walk<cuda::Index<V>> walk(call.batch, call.memory_frames, call.height, call.width, call.groups);
+  const cuda::Divisor<cuda::Index<V>> slabs(gathering.slabs_per_unit);
+  emulation::launch(options.whole_blocks ? static_cast<unsigned int>(gathering.blocks) : 1, gathering.threads,
+                    gathering.shared_bytes, backwards, [&] {
+                      cuda::gather<T, V>(call, plan, walk, slabs, gathering.slabs, gathering.team,
+                                         contributions.data(), heads.data());
+                    });
+  emulation::launch(grid_of(options, memory_pixels / call.width * call.channels, cuda::kBlock), cuda::kBlock,
+                    0, backwards, [&] {
+                      cuda::gather_in_order<T, V>(call, plan, contributions.data(),
+                                                  gradients.memory_in_order.data());
+                    });
   return gradients;
 }
 
-template <typename T, int V>
+template <typename T, int V, int Size = 0>
 Gradients<T> run_backward(const Options& options, const Tensors<T>& tensors, bool backwards) {
-  return run_backward<T, V>(options, make_call(options, tensors), backwards);
+  return run_backward<T, V, Size>(options, make_call(options, tensors), backwards);
 }
 
 template <typename T>
@@ -268,13 +298,13 @@ constexpr double kTolerance = std::is_same_v<T, double>  ? 1e-12
                               : std::is_same_v<T, float> ? 1e-5
                                                          : 2e-3;
 
-template <typename T, int V, int K>
+template <typename T, int V, int Size = 0>
 void check_forward(const Options& options) {
   const Tensors<T> tensors = random_tensors<T>(options, true, 1);
   const std::vector<double> expected = slow_forward(options, tensors);
-  const std::vector<T> output = run_forward<T, V, K>(options, tensors, false);
+  const std::vector<T> output = run_forward<T, V, Size>(options, tensors, false);
   expect_close(output, expected, kTolerance<T>, options.name);
-  const std::vector<T> again = run_forward<T, V, K>(options, tensors, true);
+  const std::vector<T> again = run_forward<T, V, Size>(options, tensors, true);
   ASSERT_EQ(std::memcmp(again.data(), output.data(), output.size() * sizeof(T)), 0)
       << options.name << ": the result depends on which thread runs first";
 }
@@ -325,19 +355,15 @@ template <typename T>
 void check_forward_everywhere() {
   constexpr int kPack = 16 / sizeof(T);
   for (const Options& options : sizes_and_options()) {
-    if (options.kernel_size == 3) {
-      check_forward<T, kPack, 3>(options);
-    } else {
-      check_forward<T, kPack, 0>(options);
-    }
-    check_forward<T, 1, 0>(options);
+    check_forward<T, kPack>(options);
+    check_forward<T, 1>(options);
   }
   for (const int64_t channels : {1, 2, 7, 33, 301}) {
     Options options{"odd channels"};
     options.batch = 1;
     options.channels = channels;
     options.padding = 1;
-    check_forward<T, 1, 0>(options);
+    check_forward<T, 1>(options);
   }
 }
 
@@ -347,8 +373,10 @@ TEST(CudaKernels, ForwardFloat16) { check_forward_everywhere<_Float16>(); }
 
 TEST(CudaKernels, LargestTeam) {
   Options options{"4096 channels", 1, 4096, 1, 1, 1, 2};
-  check_forward<float, 4, 3>(options);
-  EXPECT_EQ(cuda::team_for(make_call(options, random_tensors<float>(options, false, 1))), cuda::kMaxTeam);
+  check_forward<float, 4>(options);
+  EXPECT_EQ(cuda::team_for(make_call(options, random_tensors<float>(options, false, 1)),
+                           (cuda::kManyChannels<double, 2>)),
+            cuda::kMaxThreads);
 }
 
 // A corner outside the frame counts as 0, beside an infinite feature too.
@@ -360,7 +388,7 @@ TEST(CudaKernels, DoNotReadInfinityOutside) {
   tensors.memory = {std::numeric_limits<float>::infinity(), 1, 1, 1};
   tensors.grad = {1, 1, 1, 1};
   tensors.float_offset = {0.5f, -0.5f};
-  for (const float value : run_forward<float, 4, 0>(options, tensors, false)) {
+  for (const float value : run_forward<float, 4>(options, tensors, false)) {
     EXPECT_EQ(value, std::numeric_limits<float>::infinity());
   }
   const Gradients<float> gradients = run_backward<float, 4>(options, tensors, false);
@@ -480,7 +508,7 @@ void check_backward_against_float64(double tolerance) {
     const Gradients<double> expected = run_backward<double, 2>(options, wide, false);
     const Gradients<T> gradients = run_backward<T, V>(options, tensors, false);
     expect_close(gradients.query, expected.query, tolerance, "grad_query");
-    expect_close(gradients.memory, expected.memory, 1e-4, "grad_memory");
+    expect_close(gradients.memory, expected.memory, tolerance, "grad_memory");
     expect_close(gradients.memory_in_order, expected.memory, 1e-4, "grad_memory in order");
     expect_close(gradients.offset, expected.offset, 1e-4, "grad_offset");
   }
@@ -488,16 +516,6 @@ void check_backward_against_float64(double tolerance) {
 
 TEST(CudaKernels, BackwardFloat32) { check_backward_against_float64<float, 4>(1e-4); }
 TEST(CudaKernels, BackwardFloat16) { check_backward_against_float64<_Float16, 8>(2e-3); }
-
-// Far too many for a launch, and for doubling an int.
-TEST(CudaKernels, ChannelsWithoutEndHaveATeamThatIsTooLarge) {
-  InterFrameAttention call{};
-  call.groups = 1;
-  for (const int64_t channels : {int64_t(4097), int64_t(1) << 35, int64_t(1) << 62}) {
-    call.channels = channels;
-    EXPECT_GT(cuda::team_for(call), cuda::kMaxTeam);
-  }
-}
 
 TEST(CudaKernels, AddressesOfMoreThan31Bits) {
   Options options{"far apart", 2, 8, 2, 2, 3, 4};
@@ -516,28 +534,105 @@ TEST(CudaKernels, AddressesOfMoreThan31Bits) {
   const PixelStrides strides = FarApart<float>::strides(options.channels, options.frames, options.height);
   call.query_strides = call.memory_strides = call.grad_output_strides = strides;
   call.offset_strides = {strides.batch, 1, strides.frame, strides.row, taps};
-  EXPECT_EQ((run_forward<float, 4, 3>(options, call, false)),
-            (run_forward<float, 4, 3>(options, tensors, false)));
-  const Gradients<float> far = run_backward<float, 4>(options, call, false),
-                         near = run_backward<float, 4>(options, tensors, false);
+  EXPECT_FALSE(cuda::allows_packs(call, 4));  // they are counted in 31 bits
+  EXPECT_EQ((run_forward<float, 1>(options, call, false)), (run_forward<float, 1>(options, tensors, false)));
+  const Gradients<float> far = run_backward<float, 1>(options, call, false),
+                         near = run_backward<float, 1>(options, tensors, false);
   EXPECT_EQ(far.query, near.query);
   EXPECT_EQ(far.memory, near.memory);
   EXPECT_EQ(far.memory_in_order, near.memory_in_order);
   EXPECT_EQ(far.offset, near.offset);
 }
 
+TEST(CudaKernels, WalkVisitsEveryUnitOnce) {
+  for (const int64_t width : {1, 7, 8, 9, 28}) {
+    const int64_t batch = 2, frames = 3, height = 5, groups = 3;
+    const cuda::Walk<unsigned int> walk(batch, frames, height, width, groups);
+    ASSERT_EQ(walk.units, batch * frames * height * width * groups);
+    std::vector<bool> visited(walk.units);
+    for (int64_t place = 0; place < walk.units; ++place) {
+      const cuda::Unit<unsigned int> unit = walk.unit_at(static_cast<unsigned int>(place));
+      EXPECT_EQ(unit.index,
+                (((unit.batch * frames + unit.t) * height + unit.y) * width + unit.x) * groups + unit.group);
+      EXPECT_TRUE(unit.x < width && unit.y < height && unit.t < frames && unit.group < groups);
+      ASSERT_LT(unit.index, walk.units);
+      EXPECT_FALSE(visited[unit.index]);
+      visited[unit.index] = true;
+    }
+  }
+}
+
 // Of a tensor that is dense, and hence large.
 TEST(CudaKernels, UnitsBeyond31Bits) {
-  InterFrameAttention call{};
-  call.batch = 5;
-  call.frames = call.memory_frames = 7;
-  call.height = 1 << 14;
-  call.width = 1 << 15;
-  call.clamp = true;
-  const int64_t pixel = ((4 * 7 + 6) * call.height + 16381) * call.width + 32765;
-  const cuda::Unit unit = cuda::unit_at(call, pixel * 3 + 2, 3);
-  EXPECT_EQ(std::vector<int64_t>({unit.batch, unit.t, unit.y, unit.x, unit.pixel, unit.group, unit.frame}),
-            std::vector<int64_t>({4, 6, 16381, 32765, pixel, 2, 6}));
+  const int64_t height = 1 << 14, width = 1 << 15, frame = 4 * 7 + 6, y = 16381, x = 32765;
+  const cuda::Walk<unsigned long long> walk(5, 7, height, width, 3);
+  const int64_t place =
+      frame * height * width + x / cuda::kStrip * cuda::kStrip * height + y * cuda::kStrip + x % cuda::kStrip;
+  const cuda::Unit<unsigned long long> unit = walk.unit_at(place * 3 + 2);
+  EXPECT_EQ(std::vector<unsigned long long>({unit.batch, unit.t, unit.y, unit.x, unit.group, unit.index}),
+            std::vector<unsigned long long>({4, 6, y, x, 2, ((frame * height + y) * width + x) * 3 + 2}));
+}
+
+template <typename Index>
+void check_divisors(const std::vector<int64_t>& numbers) {
+  for (const int64_t divisor : numbers) {
+    if (divisor == 0) continue;
+    const cuda::Divisor<Index> by(divisor);
+    for (const int64_t number : numbers) {
+      Index quotient = static_cast<Index>(number);
+      EXPECT_EQ(by.split(quotient), static_cast<Index>(number % divisor)) << number << " / " << divisor;
+      EXPECT_EQ(quotient, static_cast<Index>(number / divisor)) << number << " / " << divisor;
+    }
+  }
+}
+
+TEST(CudaKernels, Divisors) {
+  std::vector<int64_t> numbers = {0,   1,   2,   3,     6,     7,       8,          9,
+                                  640, 641, 784, 65535, 65536, 1 << 30, 0x7ffffffe, 0x7fffffff};
+  std::mt19937 random(1);
+  for (int i = 0; i < 200; ++i) numbers.push_back(random() >> (1 + i % 31));
+  check_divisors<unsigned int>(numbers);
+  numbers.insert(numbers.end(), {int64_t(1) << 31, int64_t(1) << 40, (int64_t(1) << 45) - 1});
+  check_divisors<unsigned long long>(numbers);
+}
+
+// Kernels that know the size of their teams.
+template <int Size>
+void check_team(int64_t channels) {
+  Options options{"a team of " + std::to_string(Size), 1, channels, 2, 2, 3, 9};
+  check_forward<float, 4, Size>(options);
+  if (channels <= cuda::kSmallGroup) return;  // then the backward's teams are smaller
+  const Tensors<float> tensors = random_tensors<float>(options, true, 4);
+  const Gradients<float> expected = run_backward<float, 4>(options, tensors, false);
+  const Gradients<float> gradients = run_backward<float, 4, Size>(options, tensors, false);
+  EXPECT_EQ(gradients.query, expected.query);
+  EXPECT_EQ(gradients.memory, expected.memory);
+  EXPECT_EQ(gradients.offset, expected.offset);
+}
+
+TEST(CudaKernels, TeamsOfKnownSize) {
+  check_team<8>(64);
+  check_team<8>(96);
+  check_team<16>(256);
+  check_team<32>(512);
+}
+
+// More contributions to one pixel than a team takes up at a time.
+TEST(CudaKernels, AllTapsInOneCell) {
+  Options options{"one cell", 1, 8, 1, 1, 3, 8};
+  Tensors<double> tensors = random_tensors<double>(options, false, 6);
+  for (int64_t y = 0, i = 0; y < options.height; ++y) {
+    for (int64_t x = 0; x < options.width; ++x) {
+      for (int64_t p = 0; p < 9; ++p) {
+        tensors.float_offset[i++] = static_cast<float>(1.25 - static_cast<double>(y + p / 3 - 1));
+        tensors.float_offset[i++] = static_cast<float>(2.5 - static_cast<double>(x + p % 3 - 1));
+      }
+    }
+  }
+  const Gradients<double> gradients = run_backward<double, 2>(options, tensors, false);
+  const std::vector<double> expected(gradients.memory_in_order.begin(), gradients.memory_in_order.end());
+  expect_close(gradients.memory, expected, 1e-12, options.name);
+  EXPECT_NE(gradients.memory[(1 * options.width + 2) * options.channels], 0);
 }
 
 }  // namespace
