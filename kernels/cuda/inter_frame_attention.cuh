@@ -842,11 +842,6 @@ inline int team_for(const InterFrameAttention& call, int lane_channels) {
   return team;
 }
 
-inline int64_t blocks_for(int64_t units, int64_t per_block) {
-  const int64_t blocks = (units + per_block - 1) / per_block;
-  return blocks < 0x7fffffff ? blocks : 0x7fffffff;  // the kernels step over the rest
-}
-
 // Layout of a kernel that keeps a Prepared<T, V, TapType>.
 template <typename T, int V, typename TapType>
 Layout layout_for(const InterFrameAttention& call, int lane_channels) {

@@ -1,11 +1,10 @@
-// What every launch of a CUDA kernel needs: the type behind a ScalarKind, the grid, and the error.
+// What every launch of a CUDA kernel needs: the type behind a ScalarKind, and the error.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -31,11 +30,6 @@ void for_feature_type(ScalarKind kind, const Run& run) {
 // Elements in 16 bytes.
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);
-
-// A grid of at most as many blocks as one axis may have; the kernels step over the rest.
-inline unsigned int grid_for(int64_t items, int64_t per_block) {
-  return static_cast<unsigned int>(std::min<int64_t>((items + per_block - 1) / per_block, 0x7fffffff));
-}
 
 inline void check_launch(const char* operator_name, const char* kernel) {
   const cudaError_t error = cudaGetLastError();

@@ -21,8 +21,8 @@ void for_packs(const Call& call, const Run& run) {
   });
 }
 
-unsigned int blocks_for(const MotionSaliency& call, int64_t frames, int64_t pack) {
-  return grid_for(call.batch * frames * call.height * call.width * (call.channels / pack), kBlock);
+int64_t blocks_of(const MotionSaliency& call, int64_t frames, int64_t pack) {
+  return blocks_for(call.batch * frames * call.height * call.width * (call.channels / pack), kBlock);
 }
 
 }  // namespace
@@ -30,7 +30,7 @@ unsigned int blocks_for(const MotionSaliency& call, int64_t frames, int64_t pack
 void motion_saliency(const MotionSaliency& call, cudaStream_t stream) {
   for_packs(call, [&](auto type, auto pack) {
     constexpr int V = decltype(pack)::value;
-    saliency<decltype(type), V><<<blocks_for(call, call.frames, V), kBlock, 0, stream>>>(call);
+    saliency<decltype(type), V><<<blocks_of(call, call.frames, V), kBlock, 0, stream>>>(call);
     check_launch("motion_saliency", "saliency");
   });
 }
@@ -38,7 +38,7 @@ void motion_saliency(const MotionSaliency& call, cudaStream_t stream) {
 void motion_saliency_backward_query(const MotionSaliencyBackward& call, cudaStream_t stream) {
   for_packs(call, [&](auto type, auto pack) {
     constexpr int V = decltype(pack)::value;
-    saliency_backward_query<decltype(type), V><<<blocks_for(call, call.frames, V), kBlock, 0, stream>>>(call);
+    saliency_backward_query<decltype(type), V><<<blocks_of(call, call.frames, V), kBlock, 0, stream>>>(call);
     check_launch("motion_saliency", "saliency_backward_query");
   });
 }
@@ -47,7 +47,7 @@ void motion_saliency_backward_memory(const MotionSaliencyBackward& call, cudaStr
   for_packs(call, [&](auto type, auto pack) {
     constexpr int V = decltype(pack)::value;
     saliency_backward_memory<decltype(type), V>
-        <<<blocks_for(call, call.memory_frames, V), kBlock, 0, stream>>>(call);
+        <<<blocks_of(call, call.memory_frames, V), kBlock, 0, stream>>>(call);
     check_launch("motion_saliency", "saliency_backward_memory");
   });
 }

@@ -1,5 +1,6 @@
 // What the CUDA kernels of every operator share: the type they accumulate in, and packs of elements, 16 bytes
-// that one instruction moves, or a single element where channels or addresses do not allow that.
+// that one instruction moves, or a single element where channels or addresses do not allow that; and how many
+// blocks are launched.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,13 @@
 namespace sifa::cuda {
 
 constexpr int kBlock = 128;  // threads, unless one team of inter_frame_attention.cuh needs more
+
+// Blocks that work on `per_block` items each: at most as many as one axis may have; kernels step over the
+// rest.
+inline int64_t blocks_for(int64_t items, int64_t per_block) {
+  const int64_t blocks = (items + per_block - 1) / per_block;
+  return blocks < 0x7fffffff ? blocks : 0x7fffffff;
+}
 
 // Sums and positions are float64 for float64 features, else float32 (design section 3).
 template <typename T>
