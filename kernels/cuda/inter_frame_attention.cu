@@ -39,8 +39,9 @@ void launch_attend(const InterFrameAttention& call, cudaStream_t stream) {
     kernel<<<layout.blocks, layout.threads, layout.shared_bytes, stream>>>(call, plan, layout);
   };
   if (channels == kFewChannels) {
-    if (V > 1 && layout.team == 8) {
-      launch(attend < T, V, kFewChannels, V == 1 ? 0 : 8 >);
+    constexpr int kSize = V > 1 ? 8 : 0;  // of a team for kSmallGroup channels
+    if (layout.team == kSize) {
+      launch(attend<T, V, kFewChannels, kSize>);
     } else {
       launch(attend<T, V, kFewChannels, 0>);
     }

@@ -403,7 +403,7 @@ struct Softmax {
 // output = (query +) A (design section 3). Each sample is read once: it stays in registers from its product
 // with the query to the aggregate. A lane holds `C` channels; `Size` is the team's, or 0 for layout.team.
 template <typename T, int V, int C, int Size>
-__global__ void __launch_bounds__(Size ? kBlock : kMaxThreads, Size&& C == kFewChannels ? 8 : 1)
+__global__ void __launch_bounds__(Size ? kBlock : kMaxThreads, (Size > 0) * (C == kFewChannels) ? 8 : 1)
     attend(const InterFrameAttention call, const Plan<T, V> plan, const Layout layout) {
   using Real = Accumulator<T>;
   const Team<Size> team(layout.team);
@@ -467,8 +467,9 @@ __global__ void __launch_bounds__(Size ? kBlock : kMaxThreads, Size&& C == kFewC
       }
       if (spot.index != kNone<V>) {
         if (softmax.sum > 0) {
+          const Real norm = Real(1) / softmax.sum;
 #pragma unroll
-          for (int i = 0; i < C; ++i) aggregate[i] *= Real(1) / softmax.sum;
+          for (int i = 0; i < C; ++i) aggregate[i] *= norm;
         }
         if (call.residual) {
 #pragma unroll
