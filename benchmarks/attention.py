@@ -35,7 +35,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
-from cases import CASES, TINY, Case
+from cases import CASES, CUDA_CASES, TINY, Case
 from ceilings import Ceilings
 from contest import BOTH, OPERATOR, PASSES, Contest, Stopwatch
 from floors import Rates, Work, count_corners, floor_of
@@ -74,6 +74,7 @@ def measure(case: Case, arguments: argparse.Namespace, ceilings: Ceilings, other
         "case": case.name,
         **{key: value for key, value in dataclasses.asdict(case).items() if key not in ("name", "rivals")},
         "shape": list(case.shape),
+        "device": device,
         "cold": cold,
         "checked_against": judged_by,
         "load_average": os.getloadavg()[0],
@@ -150,12 +151,11 @@ def main() -> None:
         parser.error(f"--rounds must be at least 2, got {arguments.rounds}")
     if arguments.quick:
         arguments.rounds, arguments.seconds = 3, 0.1
-    selected = [
-        case for case in (TINY if arguments.quick else CASES) if re.search(arguments.cases, case.name)
-    ]
+    cases = TINY if arguments.quick else CASES if arguments.device == "cpu" else [*CUDA_CASES, *CASES]
+    selected = [case for case in cases if re.search(arguments.cases, case.name)]
     if not selected:
         parser.error(
-            f"no case matches {arguments.cases!r}; there are {', '.join(case.name for case in CASES)}"
+            f"no case matches {arguments.cases!r}; there are {', '.join(case.name for case in cases)}"
         )
 
     if arguments.device != "cpu":
@@ -168,8 +168,7 @@ def main() -> None:
             rows.append(measure(case, arguments, ceilings, other_process))
             if arguments.json:  # after every case: what is interrupted has measured something
                 arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    # The aims are those of the CPU.
-    found = claims(rows) if arguments.device == "cpu" else []
+    found = claims(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps({**facts, "claims": found, "rows": rows}, indent=1) + "\n")
     print(", ".join(facts.values()) + "\n")

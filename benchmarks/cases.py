@@ -93,7 +93,15 @@ def _cases() -> Iterator[Case]:
     )
 
 
+def _cuda_cases() -> Iterator[Case]:
+    """What the aims for GPUs are about: large batches in float16."""
+    for channels, height, width in ((128, 28, 28), (256, 14, 14), (512, 7, 7), (64, 90, 160)):
+        name = f"cuda-{channels}x{height}x{width}"
+        yield Case(name, channels, height, width, 16, dtype="float16", rivals=(GRID, COMPILED))
+
+
 CASES = list(_cases())
+CUDA_CASES = list(_cuda_cases())
 
 # For `--quick`: does the harness still work?
 TINY = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from cases import BLOCK_RIVALS, GRID, RIVALS, TORCH_BLOCK
-from contest import BOTH, FORWARD, ONE_THREAD, OPERATOR, ZERO
+from cases import BLOCK_RIVALS, COMPILED, CUDA_CASES, GRID, RIVALS, TORCH_BLOCK
+from contest import BOTH, FORWARD, ONE_THREAD, OPERATOR, PASSES, ZERO
 from measuring import NOT_MEASURED, quartiles, ratios, significant, spread
 
 
@@ -96,7 +96,7 @@ def megabytes(peak: int | str) -> str:
 
 
 def claims(rows: list[dict]) -> list[dict]:
-    """The aims of the operator on the CPU, and what the base case and the block say to them."""
+    """The aims, and what the cases that they are about say to them: base and block on a CPU, CUDA_CASES."""
     by_name = {row["case"]: row["passes"] for row in rows}
     found: list[dict] = []
 
@@ -108,6 +108,18 @@ def claims(rows: list[dict]) -> list[dict]:
                 {"claim": what, "aim": f"{relation} {aim:g}", "quartiles": quartiles(values), "holds": holds}
             )
 
+    for name, passes in by_name.items():
+        if name not in {case.name for case in CUDA_CASES}:
+            continue
+        own, both = (passes[which]["times_ms"][OPERATOR]["rounds"] for which in PASSES)
+        aim = 1.6 if "90x160" in name else 2
+        claim(f"{name}: forward over its floor", "≤", aim, passes[FORWARD]["time_over_floor"]["rounds"])
+        claim(f"{name}: forward and backward over forward", "≤", 5, ratios(both, own))
+        for which, mine in ((FORWARD, own), (BOTH, both)):
+            rival = passes[which]["times_ms"].get(COMPILED, {"rounds": []})["rounds"]
+            claim(f"{name}: {COMPILED}, over the operator, {which}", "≥", 5, ratios(rival, mine))
+    if any(row["device"] != "cpu" for row in rows):
+        return found
     base = by_name.get("base")
     if base:
 

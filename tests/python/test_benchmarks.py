@@ -94,7 +94,7 @@ def test_in_turns(load):
 
 def test_cases_have_names_of_their_own(load):
     cases = load("cases")
-    names = [case.name for case in [*cases.CASES, *cases.TINY]]
+    names = [case.name for case in [*cases.CASES, *cases.CUDA_CASES, *cases.TINY]]
     assert len(set(names)) == len(names)
 
 
@@ -156,3 +156,9 @@ def test_the_harness(load, tmp_path):
         "the SIFA block over the same block of torch's operators, eager, forward",
     }
     assert all(isinstance(claim["holds"], bool) for claim in claims)
+    row["case"], row["device"] = "cuda-64x90x160", "cuda"
+    on_cuda = {claim["claim"]: claim["aim"] for claim in load("report").claims([row, block])}
+    assert on_cuda == {
+        "cuda-64x90x160: forward over its floor": "≤ 1.6",
+        "cuda-64x90x160: forward and backward over forward": "≤ 5",
+    }  # without the compiled rival, which --quick leaves out
