@@ -98,7 +98,7 @@ def test_models(run):
 
 
 def test_many_labels_are_cut_short():
-    shown = cli._shown("labels", [f"class_{i}" for i in range(400)])
+    shown = cli.models._shown("labels", [f"class_{i}" for i in range(400)])
     assert shown.endswith("class_9, ... (400 in all)")
 
 

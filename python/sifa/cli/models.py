@@ -1,52 +1,16 @@
-"""The `sifa` command: export models, look into artifacts, list models, run the demo."""
+"""Commands about models: export one, look into a file, list them, run the demo."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-# Models need timm, and timm a second: everything heavy is imported by the command that uses it.
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Stand-alone inter-frame attention for video: train in Python, run anywhere.",
-)
-_progress = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; a failure is one line on stderr and exit code 1, bad usage exit code 2."""
-    try:
-        app(args)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print("sifa: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from . import __version__
-
-        print(f"sifa {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
-) -> None:
-    pass
+from .common import AsJson, app, print_table, progress
 
 
 @app.command()
@@ -69,11 +33,11 @@ def export(
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
     if weights is not None and random_weights:
         raise typer.BadParameter("give --weights or --random-weights, not both")
-    with _progress.status(f"exporting {model}"):
+    with progress.status(f"exporting {model}"):
         import torch
 
-        from .artifact import export_torchscript
-        from .models import create_model, model_card
+        from ..artifact import export_torchscript
+        from ..models import create_model, model_card
 
         bundled = next(iter(model_card(model).weights), None)
         pretrained = bundled if weights is None else str(weights)
@@ -101,10 +65,10 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Print the metadata of an exported file, or the card of a model: its size, its cost, its options."""
-    from .models import list_models
+    from ..models import list_models
 
     if Path(what).is_file():
-        from .artifact import read_metadata
+        from ..artifact import read_metadata
 
         if num_frames is not None:
             raise typer.BadParameter("--num-frames is for the name of a model: a file's frames are fixed")
@@ -125,13 +89,13 @@ def info(
     table.add_column(overflow="fold")
     for key, value in facts.items():
         table.add_row(key, _shown(key, value))
-    _print(table)
+    print_table(table)
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that `sifa export` knows."""
-    from .models import list_models
+    from ..models import list_models
 
     cards = [_card(name) for name in list_models()]
     if as_json:
@@ -146,7 +110,7 @@ def models(as_json: AsJson = False) -> None:
         cost = f"{card['multiply_adds'] / 1e9:.1f} G"
         weights = ", ".join(card["weights"]) or "-"
         table.add_row(card["name"], parameters, cost, clip, weights, card["summary"])
-    _print(table)
+    print_table(table)
 
 
 @app.command()
@@ -158,11 +122,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Render a video, classify it with the C++ program, compare with Python, draw the attention."""
-    from .demo import run_demo
+    from ..demo import run_demo
 
     # In a checkout what is made goes where everything made goes.
     folder = output or (Path("build/demo") if Path("build").is_dir() else Path("sifa-demo"))
-    with _progress.status("starting") as status:
+    with progress.status("starting") as status:
         result = run_demo(folder, status.update)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -180,16 +144,16 @@ def demo(
         agreement.add_row(entry["engine"], entry["label"], f"{entry['difference']:.1e}")
     print(f"video: {result['video']}")
     print(f"truth: {result['truth']}\n")
-    _print(classes)
+    print_table(classes)
     print()
-    _print(agreement)
+    print_table(agreement)
     print(f"\nmodel: {result['model']}")
     print(f"where the attention looked: {result['picture']}")
 
 
 def _card(name: str) -> dict[str, Any]:
     """The card of a model as JSON-able facts."""
-    from .models import model_card
+    from ..models import model_card
 
     card = model_card(name)
     facts = {
@@ -202,7 +166,7 @@ def _card(name: str) -> dict[str, Any]:
 def _counted(name: str, num_frames: int) -> dict[str, int]:
     import torch
 
-    from .models import complexity, create_model
+    from ..models import complexity, create_model
 
     with torch.device("meta"):
         return dataclasses.asdict(complexity(create_model(name, num_frames=num_frames)))
@@ -223,8 +187,3 @@ def _shown(key: str, value: Any) -> str:
     if key.endswith("multiply_adds"):
         return f"{value / 1e9:.2f} G"
     return f"{value:,}" if key == "parameters" else str(value)
-
-
-def _print(table: Table) -> None:
-    """A table on stdout: as wide as the terminal, or as its longest line in a pipe."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)

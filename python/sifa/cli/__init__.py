@@ -1,0 +1,20 @@
+"""The `sifa` command: each module beside this one holds a group of commands, `common` what they share."""
+
+from __future__ import annotations
+
+import sys
+
+# A group registers its commands with the app when it is imported.
+from . import models  # noqa: F401
+from .common import app
+
+__all__ = ["app", "main"]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a failure is one line on stderr and exit code 1, bad usage exit code 2."""
+    try:
+        app(args)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print("sifa: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
