@@ -106,8 +106,8 @@ class TrainingClips(ClipDataset):
     """A random clip of each video: item ``(epoch, i)`` is one of video i, another one in every epoch.
 
     The epoch is part of the item, so that a sampler decides it and no worker has to be told. An index alone
-    is of epoch 0. An item is a dict of `frames`, uint8 `(T, h, w, 3)` RGB as the transform leaves them; `label`
-    and `index` of the video. In the place of a broken video stands another one, drawn at random.
+    is of epoch 0. An item is a dict of `frames`, uint8 `(T, h, w, 3)` RGB as the transform leaves them;
+    `label`; and `index`, of the video. In the place of a broken video stands another one, drawn at random.
 
     Args:
         annotations, num_frames, frame_stride, sampling, template, max_broken: see :class:`ClipDataset`.

@@ -87,7 +87,7 @@ def random_indices(
         within = generator.random(num_frames)
         return [
             edge + int(share * max(1, after - edge))
-            for edge, after, share in zip(edges, edges[1:], within, strict=True)
+            for edge, after, share in zip(edges[:-1], edges[1:], within, strict=True)
         ]
     room = total - ((num_frames - 1) * frame_stride + 1)
     if room < 0:
@@ -106,7 +106,8 @@ def draw_seed(seed: int, *place: int) -> int:
         seed: of the whole training, at least 0.
         place: where the draw happens, each at least 0; the order matters.
     """
-    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    sequence = np.random.SeedSequence(seed, spawn_key=place)
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _check(total: int, num_frames: int, frame_stride: int, sampling: str) -> None:

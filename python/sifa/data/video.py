@@ -22,6 +22,9 @@ from torch import Tensor
 
 from .sampling import frame_indices
 
+TIMEOUT = 300.0
+"""Seconds that the `ffmpeg` program may take for a file: nothing waits for a damaged one for ever."""
+
 
 class VideoError(RuntimeError):
     """A file cannot be read as a video; the message says which and why."""
@@ -172,11 +175,13 @@ def _decode_with_ffmpeg(path: Path, indices: list[int]) -> Tensor:
 def _run(*command: str) -> bytes:
     """What a program prints; RuntimeError with its complaint if it fails."""
     try:
-        return subprocess.run(command, check=True, capture_output=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT).stdout
     except FileNotFoundError as error:
         raise RuntimeError(f"there is no program {command[0]}: sudo apt-get install ffmpeg") from error
     except subprocess.CalledProcessError as error:
         raise RuntimeError(error.stderr.decode(errors="replace") or f"{command[0]} failed") from error
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{command[0]} was still busy after {TIMEOUT} seconds") from error
 
 
 def _reason(error: Exception) -> str:
