@@ -7,6 +7,7 @@ from lively import lively_model, moving_blocks
 from PIL import Image
 from sifa.artifact import FrameClassifier
 from sifa.visualize import Attention, choose_queries, draw_attention, trace_attention
+from sifa.visualize.trace import Places
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,10 @@ def test_describes_the_first_layer(model, attention):
     assert attention.weights.shape == (9, 4, 14, 14)
     assert attention.neighbours == [1, 2, 3, 3]
     assert attention.frames == [2, 6, 10, 14]
-    assert attention.spacing == (16, 16)  # stride 8 in the network, whose input is the frame at half its size
+    assert attention.places.stride == (
+        16,
+        16,
+    )  # stride 8 in the network, whose input is the frame at half its size
 
 
 @pytest.mark.parametrize("size", [(112, 112), (224, 224), (112, 160), (300, 200)])
@@ -73,7 +77,7 @@ def test_taps_and_weights_are_what_the_layer_used(model, frames, attention):
     neighbour = seen["clip"][0, :, attention.neighbours[step]].expand(9, -1, -1, -1)
     # Back to the feature map, and to grid_sample's coordinates.
     origin = attention.queries[:, 0, 0].view(2, 1, 1)
-    taps = (attention.taps[:, :, step] - origin) / attention.spacing[0]
+    taps = (attention.taps[:, :, step] - origin) / attention.places.stride[0]
     grid = (taps.flip(1).permute(0, 2, 3, 1) + 0.5) / 14 * 2 - 1
     samples = torch.nn.functional.grid_sample(neighbour, grid, align_corners=False)
     aggregate = (samples * attention.weights[:, step].unsqueeze(1)).sum(0)
@@ -92,7 +96,15 @@ def planted(moved):
     for (step, row, column), offset in moved.items():
         taps[0, 0, step, row, column] += offset
     return Attention(
-        "layer", queries, queries.unsqueeze(0), taps, torch.ones(1, 3, 9, 9), [1, 2, 2], [0, 1, 2], (1, 1)
+        layer="layer",
+        queries=queries,
+        grid=queries.unsqueeze(0),
+        taps=taps,
+        weights=torch.ones(1, 3, 9, 9),
+        saliency=torch.zeros(3, 9, 9),
+        neighbours=[1, 2, 2],
+        frames=[0, 1, 2],
+        places=Places((1, 1), (0, 0)),
     )
 
 
