@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 # A group registers its commands with the app when it is imported.
-from . import models, train  # noqa: F401
+from . import evaluation, models, train  # noqa: F401
 from .common import app
 
 __all__ = ["app", "main"]
