@@ -28,7 +28,7 @@ def confusion_picture(metrics: Metrics) -> bytes:
     side = 4.0 + (0.45 if classes <= _NUMBERED else 0.22) * classes if named else 10.0
     figure = Figure(figsize=(max(side, 6.0), max(side * 0.88, 5.0)), layout="constrained")
     axis = figure.add_subplot()
-    image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    image = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xlabel("taken for")
     axis.set_ylabel("true class")
     if named:
