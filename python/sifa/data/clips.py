@@ -94,7 +94,7 @@ class ClipDataset(Dataset):
         self._broken[index] = True
         _log.warning("skipped %s: %s", video.name, error)
         count, total = int(self._broken.sum()), len(self.annotations.videos)
-        if count > self._max_broken * total or count == total:
+        if count > self._max_broken * total:
             raise BrokenVideosError(
                 f"{count} of the {total} videos of {self.annotations.source} cannot be read, more than "
                 f"max_broken={self._max_broken:g} of them; one is {video.name}: {error}; "
@@ -148,6 +148,10 @@ class TrainingClips(ClipDataset):
         first = range(len(self))[first]
         frames, attempt = None, 0
         while frames is None:
+            if self._broken.all():
+                raise BrokenVideosError(
+                    f"not one of the {len(self)} videos of {self.annotations.source} can be read"
+                )
             # Draws of its own for each attempt: what is known of other videos must change nothing.
             generator = np.random.default_rng(draw_seed(self._seed, epoch, first, attempt))
             index = first if attempt == 0 else int(generator.integers(len(self)))
