@@ -44,6 +44,7 @@ class Checkpoints(Callback):
         self._seconds = 60 * minutes
         self._facts = facts
         self._received: int | None = None
+        self._stopping = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = time.monotonic()
 
@@ -61,7 +62,13 @@ class Checkpoints(Callback):
         wish = self._wish(trainer)
         if wish != _GO_ON:
             self._save(trainer)
-        if wish == _STOP:
+        self._stopping = wish == _STOP
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop, if that was the wish: the step before is in the logs now."""
+        if self._stopping:
             self._stop(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from ..data.clips import TrainingClips
+from ..data.clips import TrainingClips, ViewClips
 from ..data.sampling import draw_seed
 
 
@@ -119,6 +119,15 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
             finally:
                 self.waited += time.perf_counter() - began
             yield batch
+
+
+class ValidationLoader(DataLoader[dict[str, Any]]):
+    """Batches of `ViewClips` in a `ValidationOrder`."""
+
+    dataset: ViewClips
+
+    def __init__(self, clips: ViewClips, order: ValidationOrder, **options: Any) -> None:
+        super().__init__(clips, batch_sampler=order, **options)
 
 
 def ignore_signals(worker: int) -> None:

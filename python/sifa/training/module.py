@@ -77,13 +77,13 @@ class ClassifierTraining(LightningModule):
         heads = self.heads(clips)
         loss = heads_loss(heads, targets, self.recipe.loss)
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.train_loss.update(loss.detach(), len(clips))
+        self.batches += 1
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count the batch, and say what share of its time went by waiting for it."""
-        self.batches += 1
+        """Say what share of the batch's time went by waiting for it."""
         now, waited = time.perf_counter(), self._loader().waited
         self.log("train/data_wait", (waited - self._waited) / max(now - self._step_began, 1e-9))
         self._step_began, self._waited = now, waited
@@ -103,7 +103,8 @@ class ClassifierTraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation, and the mean loss of the epoch, of all processes."""
-        self.log("train/epoch_loss", self.train_loss)
+        if self.train_loss.update_called:
+            self.log("train/epoch_loss", self.train_loss)
         self.log("val/loss", self.val_loss)
         self.log("val/top1", self.val_top1, prog_bar=True)
         self.log("val/top5", self.val_top5)
@@ -115,7 +116,7 @@ class ClassifierTraining(LightningModule):
 
     # --- The optimizer ------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The recipe's optimizer and schedule, stepped after every optimizer step."""
         optimizer = make_optimizer(self.model, self.recipe.optimizer)
         schedule = make_schedule(optimizer, self.recipe.optimizer, self.steps_per_epoch, self.recipe.epochs)

@@ -18,7 +18,6 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader
 
 from ..data.annotations import Annotations, Video, read_annotations
 from ..data.clips import TrainingClips, ViewClips, collate_clips
@@ -29,7 +28,7 @@ from ..preprocessing import ClipPreprocessing
 from . import checkpoint
 from . import recipe as recipes
 from .callbacks import Checkpoints, EpochLines
-from .loading import TrainingLoader, TrainingOrder, ValidationOrder, ignore_signals
+from .loading import TrainingLoader, TrainingOrder, ValidationLoader, ValidationOrder, ignore_signals
 from .module import ClassifierTraining
 from .recipe import Recipe
 
@@ -100,7 +99,7 @@ def train(recipe: Recipe) -> Result:
     training, held_out = read_videos(recipe)
     torch.manual_seed(draw_seed(recipe.seed))
     model = make_model(recipe, training.labels)
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": recipes.write_recipe(recipe),
         "model": model.facts(),
         "training": fingerprint(training),
@@ -230,7 +229,7 @@ def make_model(recipe: Recipe, labels: tuple[str, ...]) -> VideoClassifier:
 
 def make_loaders(
     recipe: Recipe, model: VideoClassifier, training: Annotations, held_out: Annotations, order: TrainingOrder
-) -> tuple[TrainingLoader, DataLoader[dict[str, Any]]]:
+) -> tuple[TrainingLoader, ValidationLoader]:
     """The batches to train on, from the order's position on, and those to validate on."""
     data = recipe.data
     clip: dict[str, Any] = {
@@ -253,7 +252,7 @@ def make_loaders(
     views = ViewClips(held_out, preprocessing=preprocessing, **clip)
     part = recipe.batch_size // (order.processes * recipe.accumulate)
     validation = ValidationOrder(len(views), part, order.processes, order.rank)
-    return TrainingLoader(clips, order, **options), DataLoader(views, batch_sampler=validation, **options)
+    return TrainingLoader(clips, order, **options), ValidationLoader(views, validation, **options)
 
 
 def make_trainer(recipe: Recipe, folder: Path, processes: Processes, facts: dict[str, Any]) -> Trainer:
