@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from .common import AsJson, app, print_table, progress
 
+if TYPE_CHECKING:
+    from ..models import VideoClassifier
+
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Name of a model; `sifa models` lists them.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a model, checkpoint of `sifa train`, or name of a model (`sifa models`)."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, e.g. model.pt.")],
     weights: Annotated[
         Path | None,
-        typer.Option(help="State dict of the model, .safetensors; by default the bundled weights."),
+        typer.Option(help="State dict of a named model, .safetensors; by default the bundled weights."),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Do without trained weights, to try things out.")
@@ -33,25 +42,30 @@ def export(
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
     if weights is not None and random_weights:
         raise typer.BadParameter("give --weights or --random-weights, not both")
+    trained = Path(model).exists()
+    if trained and (weights is not None or random_weights or num_classes is not None):
+        raise typer.BadParameter(
+            "--weights, --random-weights and --num-classes are for the name of a model, "
+            f"and {model} has weights of its own"
+        )
     with progress.status(f"exporting {model}"):
-        import torch
-
         from ..artifact import export_torchscript
-        from ..models import create_model, model_card
 
-        bundled = next(iter(model_card(model).weights), None)
-        pretrained = bundled if weights is None else str(weights)
-        if random_weights:
-            pretrained = None
-            torch.manual_seed(0)
-        elif pretrained is None:
-            raise ValueError(f"{model} has no bundled weights: give --weights FILE, or --random-weights")
-        network = create_model(model, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
+        if trained:
+            from ..evaluation.engines import load_model
+
+            network = load_model(model)
+            if num_frames is not None:
+                network.set_num_frames(num_frames)
+        else:
+            network = _named(model, weights, random_weights, num_frames, num_classes)
         metadata = export_torchscript(network, output)
     if as_json:
         print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
-    else:
-        print(f"{output}: {model}, {len(metadata['labels'])} classes, {output.stat().st_size / 1e6:.1f} MB")
+        return
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {network.name}, {len(metadata['labels'])} classes, {size:.1f} MB")
+    print(f"to classify in C++: sifa-run {shlex.quote(str(output))} VIDEO")
 
 
 @app.command()
@@ -187,3 +201,21 @@ def _shown(key: str, value: Any) -> str:
     if key.endswith("multiply_adds"):
         return f"{value / 1e9:.2f} G"
     return f"{value:,}" if key == "parameters" else str(value)
+
+
+def _named(
+    name: str, weights: Path | None, random_weights: bool, num_frames: int | None, num_classes: int | None
+) -> VideoClassifier:
+    """A registered model with its bundled weights, those of a file, or random ones."""
+    import torch
+
+    from ..models import create_model, model_card
+
+    bundled = next(iter(model_card(name).weights), None)
+    pretrained = bundled if weights is None else str(weights)
+    if random_weights:
+        pretrained = None
+        torch.manual_seed(0)
+    elif pretrained is None:
+        raise ValueError(f"{name} has no bundled weights: give --weights FILE, or --random-weights")
+    return create_model(name, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
