@@ -98,10 +98,10 @@ def test_resumes_a_killed_run(run, motion_videos, tmp_path):
     # Killed in the middle of the third line, of which a video's name was written already.
     part.write_bytes(b"".join(lines[:2]) + lines[2][:-5])
     code, out, _ = run(motion_videos, "-m", "sifa_tiny", "-o", part, "--resume", "--batch-size", "1")
-    assert (code, out) == (0, f"{part}: 5 videos, 2 were there already\n")
+    assert (code, out) == (0, f"{part}: 5 videos, there already: 2\n")
     assert part.read_bytes() == whole.read_bytes()
     code, out, _ = run(motion_videos, "-m", "sifa_tiny", "-o", part, "--resume")
-    assert (code, out) == (0, f"{part}: 0 videos, 7 were there already\n")
+    assert (code, out) == (0, f"{part}: 0 videos, there already: 7\n")
     # A file that is not there yet is begun.
     fresh = tmp_path / "fresh.jsonl"
     code, _, _ = run(motion_videos / "up-then-down", "-m", "sifa_tiny", "-o", fresh, "--resume")
@@ -123,9 +123,11 @@ def test_broken_videos_are_done_too(run, motion_videos, tmp_path, caplog):
     (folder / "broken.mp4").write_bytes(b"no video")
     path = tmp_path / "out.jsonl"
     code, out, _ = run(folder, "-m", "sifa_tiny", "-o", path)
-    assert (code, out) == (0, f"{path}: 3 videos, 1 of them could not be read\n")
+    assert (code, out) == (0, f"{path}: 3 videos, of which unreadable: 1\n")
     assert "broken.mp4 is not a video" in caplog.text
-    assert run(folder, "-m", "sifa_tiny", "-o", path, "--resume")[1].startswith(f"{path}: 0 videos, 3 were")
+    assert run(folder, "-m", "sifa_tiny", "-o", path, "--resume")[1].startswith(
+        f"{path}: 0 videos, there already: 3"
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,13 @@ def evaluate(
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("videos", str(facts["videos"]))
     table.add_row("top-1", f"{100 * facts['top1']:.1f} %  (95 % interval {low:.1f} to {high:.1f})")
-    table.add_row("top-5", f"{100 * facts['top5']:.1f} %")
+    if len(listed.labels) > 5:
+        table.add_row("top-5", f"{100 * facts['top5']:.1f} %")
     table.add_row("mean class accuracy", f"{100 * facts['mean_class_accuracy']:.1f} %")
     table.add_row("calibration error", f"{facts['calibration_error']:.3f}")
     print_table(table)
     if result.broken:
-        print(f"{len(result.broken)} videos could not be read, among them {result.broken[0]}: see the report")
+        print(f"{_counted(len(result.broken))} unreadable, such as {result.broken[0]}: the report names all")
     print(f"\nto look at the mistakes: open {page}")
     if loaded.kind == "pytorch":
         print(f"to export:               sifa export {shlex.quote(model)} -o model.pt")
@@ -156,9 +157,9 @@ def predict(
             write(entry)
             broken += "error" in entry
             bar.advance(task)
-    skipped = f", {len(videos) - len(left)} were there already" if resume else ""
-    failed = f", {broken} of them could not be read" if broken else ""
-    print(f"{output}: {len(left)} videos{failed}{skipped}")
+    skipped = f", there already: {len(videos) - len(left)}" if resume else ""
+    failed = f", of which unreadable: {broken}" if broken else ""
+    print(f"{output}: {_counted(len(left))}{failed}{skipped}")
 
 
 @app.command()
@@ -198,6 +199,7 @@ def visualize(
     from ..evaluation.engines import load_model
     from ..visualize.overview import parse_point
     from ..visualize.overview import visualize as run
+    from ..visualize.trace import shown_name
 
     points = [parse_point(text) for text in query or []]
     with progress.status("loading") as status:
@@ -217,10 +219,14 @@ def visualize(
     print(f"{video}: {result['label']}, probability {result['probability']:.4f}")
     print(f"what speaks for it: {result['activation']}")
     for entry in result["layers"]:
-        print(f"{entry['layer'].removesuffix('.inserted')}:")
+        print(f"{shown_name(entry['layer'])}:")
         for words, key in (("taps and weights", "taps"), ("saliency, offsets", "maps"), ("film", "film")):
             if key in entry:
                 print(f"  {words + ':':18} {entry[key]}")
+
+
+def _counted(videos: int) -> str:
+    return f"{videos} video{'' if videos == 1 else 's'}"
 
 
 def _bar(shown: bool = True) -> Progress:

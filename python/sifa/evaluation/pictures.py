@@ -9,6 +9,7 @@ import io
 
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -28,9 +29,11 @@ def confusion_picture(metrics: Metrics) -> bytes:
     side = 4.0 + (0.45 if classes <= _NUMBERED else 0.22) * classes if named else 10.0
     figure = Figure(figsize=(max(side, 6.0), max(side * 0.88, 5.0)), layout="constrained")
     axis = figure.add_subplot()
-    image = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_xlabel("taken for")
-    axis.set_ylabel("true class")
+    # Mistakes are small shares: on a square-root scale a tenth can still be told from none.
+    scale = PowerNorm(0.5, 0, 1)
+    image = axis.imshow(shares.numpy(), cmap="cividis", norm=scale, interpolation="nearest")
+    axis.set_xlabel("taken for" if named else "taken for (index of the class)")
+    axis.set_ylabel("true class" if named else "true class (index)")
     if named:
         labels = [_short(entry.label) for entry in metrics.classes]
         axis.set_xticks(range(classes), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
@@ -38,7 +41,7 @@ def confusion_picture(metrics: Metrics) -> bytes:
     if classes <= _NUMBERED:
         for (row, column), count in np.ndenumerate(counts.numpy().astype(int)):
             if count:
-                ink = "black" if shares[row, column] > 0.55 else "white"
+                ink = "black" if scale(float(shares[row, column])) > 0.5 else "white"
                 axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=9)
     figure.colorbar(image, ax=axis, label="share of the true class's videos", shrink=0.8)
     return _png(figure)
@@ -63,8 +66,9 @@ def reliability_picture(metrics: Metrics) -> bytes:
         label="at its mean confidence",
     )
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    upper.set_title(f"expected calibration error {metrics.calibration_error:.3f}", fontsize=11)
-    upper.legend(loc="upper left", fontsize=9)
+    figure.suptitle(f"expected calibration error {metrics.calibration_error:.3f}", fontsize=11)
+    # Bars may be anywhere: the legend stays out of their way.
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     lower.bar(middles, [entry.videos for entry in filled], width, color="#7c97c4", edgecolor="black")
     lower.set(xlabel="confidence (probability of the most likely class)", ylabel="videos")
     lower.yaxis.get_major_locator().set_params(integer=True)

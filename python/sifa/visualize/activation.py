@@ -18,7 +18,7 @@ class Activation:
 
     Attributes:
         label, index, probability: of the class.
-        maps: `(T, h, w)`, the share of each step and place in the logit; negative where it speaks against.
+        maps: `(T, h, w)`, the part of the logit from each step and place; negative where it speaks against.
         frames: for each step, the index in the clip of the frame that stands for it, the middle one.
         places: where the maps lie in the video's frames.
     """
@@ -36,8 +36,8 @@ def class_activation(model: VideoClassifier, frames: Tensor, target: str | int |
 
     For a network that ends in a mean and a linear layer, as SIFA-Net and SIFA-Transformer do, this is the
     class activation map: its sum is the logit without the bias. With the dual branch the logit is the mean
-    of the two heads', and the second branch's maps, of every other step and twice the size, are averaged
-    down to the first one's and given to both of their steps.
+    of the two heads', and the second branch's maps, of every two steps and finer, are shared out among the
+    pixels and steps of the first one's.
 
     Args:
         model: a classifier as `sifa.create_model` returns it.
@@ -86,12 +86,10 @@ def class_activation(model: VideoClassifier, frames: Tensor, target: str | int |
     ]
     first = maps[0]
     if len(maps) == 2:
-        steps, (height, width) = len(first), first.shape[1:]
-        second = torch.nn.functional.adaptive_avg_pool2d(maps[1].unsqueeze(1), (height, width)).squeeze(1)
-        second = second * (maps[1][0].numel() / first[0].numel()) / 2
+        rows, columns = (_shares(*sides) for sides in zip(first.shape[1:], maps[1].shape[1:], strict=True))
+        pairs = (rows @ maps[1] @ columns.T / 2).repeat_interleave(2, 0)
         # Of an odd number of steps the last one is in no pair.
-        pairs = second.repeat_interleave(2, 0)
-        first = first + torch.cat([pairs, torch.zeros_like(first[len(pairs) :])])[:steps]
+        first[: len(pairs)] += pairs
     return Activation(
         label=model.labels[chosen],
         index=chosen,
@@ -114,6 +112,13 @@ def _index(model: VideoClassifier, target: str | int) -> int:
         f"got {target!r}; "
         f"its labels: {', '.join(model.labels[:10])}{', ...' if model.num_classes > 10 else ''}"
     )
+
+
+def _shares(coarse: int, fine: int) -> Tensor:
+    """`(coarse, fine)`: the share of each of `fine` equal parts of a line that lies in each of `coarse`."""
+    low, high = torch.arange(fine) / fine, torch.arange(1, fine + 1) / fine
+    start, end = torch.arange(coarse).unsqueeze(1) / coarse, torch.arange(1, coarse + 1).unsqueeze(1) / coarse
+    return (torch.minimum(high, end) - torch.maximum(low, start)).clamp_min(0) * fine
 
 
 def _channels_last(model: VideoClassifier, maps: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..data.motion import write_video
 from .activation import Activation
 from .taps import COLOURS
-from .trace import Attention, Places
+from .trace import Attention, Places, shown_name
 
 _COLUMNS = 6  # more frames side by side are too small to be read
 _SALIENCY, _OFFSET, _EVIDENCE = "cividis", "viridis", "PuOr_r"
@@ -39,8 +39,8 @@ def draw_maps(attention: Attention, frames: Tensor, path: str | os.PathLike[str]
         path: the PNG to write.
     """
     steps = _spread(len(attention.frames))
-    figure, axes = _grid(frames, 3, len(steps), f"What moves the taps: {_shown(attention.layer)}")
-    saliency = Normalize(0, float(attention.saliency.max()))
+    figure, axes = _grid(frames, 3, len(steps), f"What moves the taps: {shown_name(attention.layer)}")
+    saliency = _saliency_scale(attention)
     offset = _offset_scale(attention)
     for column, step in enumerate(steps):
         frame = frames[attention.frames[step]]
@@ -73,7 +73,7 @@ def draw_activation(activation: Activation, frames: Tensor, path: str | os.PathL
         _show_evidence(axes[0, column], activation, frames[frame], step, scale)
         axes[1, column].remove()
     axes[0, 0].set_ylabel("evidence", fontsize=11)
-    _scale_beside(figure, axes[0], _EVIDENCE, scale, "share in the logit\n(orange: for,\npurple: against)")
+    _scale_beside(figure, axes[0], _EVIDENCE, scale, "part of the logit\n(orange: for,\npurple: against)")
     bars = figure.add_subplot(axes[1, 0].get_gridspec()[1, :])
     totals = activation.maps.sum((1, 2)).tolist()
     colours = [ScalarMappable(cmap=_EVIDENCE).get_cmap()(0.85 if total > 0 else 0.15) for total in totals]
@@ -81,7 +81,7 @@ def draw_activation(activation: Activation, frames: Tensor, path: str | os.PathL
     bars.axhline(0, color="black", linewidth=0.8)
     bars.set_xticks(range(len(totals)))
     bars.set_xlabel("step", fontsize=11)
-    bars.set_ylabel("share of the step\nin the logit", fontsize=11)
+    bars.set_ylabel("part of the logit\nfrom each step", fontsize=11)
     bars.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=100, metadata={"Software": None})
 
@@ -107,7 +107,7 @@ def write_film(
         frame_rate: frames per second: slow enough to be followed.
         progress: called with the index of each frame that is drawn.
     """
-    saliency = Normalize(0, float(attention.saliency.max()))
+    saliency = _saliency_scale(attention)
     offset, evidence = _offset_scale(attention), _evidence_scale(activation)
     stem = len(frames) // len(attention.frames)
     pictures = []
@@ -116,7 +116,7 @@ def write_film(
         # The dual branch has steps of its own, of twice as many frames.
         step = min(index // stem, len(attention.frames) - 1)
         moment = min(index * len(activation.maps) // len(frames), len(activation.maps) - 1)
-        title = f"{activation.label} {activation.probability:.3f}   ·   {_shown(attention.layer)}"
+        title = f"{activation.label} {activation.probability:.3f}   ·   {shown_name(attention.layer)}"
         figure, axes = _grid(frames, 2, 3, title, titles=3)
         neighbour = attention.frames[attention.neighbours[step]]
         panels = axes.flat
@@ -175,11 +175,6 @@ def _step_title(attention: Attention, step: int) -> str:
     return f"step {step} → {neighbour}"
 
 
-def _shown(layer: str) -> str:
-    """A layer's name without the attribute that every inserted block has."""
-    return layer.removesuffix(".inserted")
-
-
 def _show_frame(axis: Axes, frame: Tensor, muted: bool = False) -> None:
     """A frame, or a grey and lighter one for something to be drawn over it."""
     picture = frame.cpu().numpy()
@@ -208,8 +203,13 @@ def _show_map(
         for start, stride, count in zip(low, places.stride, values.shape, strict=True)
     ]
     extent = (low[1], high[1], high[0], low[0])
-    axis.imshow(smooth[0, 0], cmap=colours, norm=scale, extent=extent, alpha=opacity(smooth[0, 0]).numpy())
+    smooth = smooth[0, 0]
+    axis.imshow(smooth.numpy(), cmap=colours, norm=scale, extent=extent, alpha=opacity(smooth).numpy())
     axis.set(xlim=limits[0], ylim=limits[1])
+
+
+def _saliency_scale(attention: Attention) -> Normalize:
+    return Normalize(0, max(float(attention.saliency.max()), 1e-6))
 
 
 def _show_saliency(axis: Axes, attention: Attention, frame: Tensor, step: int, scale: Normalize) -> None:
@@ -306,7 +306,7 @@ def _legend(axis: Axes, *scales: Normalize) -> None:
     names = (
         ("motion saliency (mean magnitude)", _SALIENCY),
         ("mean offset of the taps (pixels)", _OFFSET),
-        ("share in the logit (orange: for, purple: against)", _EVIDENCE),
+        ("part of the logit (orange: for, purple: against)", _EVIDENCE),
     )
     for row, ((words, colours), scale) in enumerate(zip(names, scales, strict=True)):
         inset = axis.inset_axes((0.05, 0.78 - 0.32 * row, 0.9, 0.07))

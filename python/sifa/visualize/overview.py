@@ -13,7 +13,7 @@ from ..models import VideoClassifier
 from .activation import Activation, class_activation
 from .figures import draw_activation, draw_maps, write_film
 from .taps import COLOURS, draw_taps
-from .trace import Attention, choose_layers, choose_queries, queries_at, trace_attention
+from .trace import Attention, choose_layers, choose_queries, queries_at, shown_name, trace_attention
 
 
 def visualize(
@@ -84,7 +84,7 @@ def _draw_layer(
 ) -> dict[str, Any]:
     """Draw what there is to see of one layer; returns its entry of `visualize`."""
     step, queries = queries_at(attention, points) if points else choose_queries(attention)
-    name = attention.layer.removesuffix(".inserted")
+    name = shown_name(attention.layer)
     entry: dict[str, Any] = {"layer": attention.layer, "step": step, "queries": queries}
     progress(f"{name}: taps and maps")
     entry["taps"] = str(folder / f"{name}-taps.png")

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..models import VideoClassifier
-from .trace import Attention, choose_queries, trace_attention
+from .trace import Attention, choose_queries, shown_name, trace_attention
 
 # Okabe and Ito's colours, told apart by colour-blind readers; each query also has a letter.
 COLOURS = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (204, 121, 167))
@@ -132,7 +132,8 @@ class _Picture:
         self.text((left, 20), "Where the attention looked", 30)
         self.text(
             (left, 60),
-            f"{attention.layer}: step {step} attends to step {neighbour}, feature map {rows} x {columns}, "
+            f"{shown_name(attention.layer)}: step {step} attends to step {neighbour}, "
+            f"feature map {rows} x {columns}, "
             f"one pixel of it every {attention.places.stride[0]:.3g} pixels of the video",
             17,
             _GREY,

@@ -66,6 +66,11 @@ def sifa_layers(model: VideoClassifier) -> dict[str, SIFA]:
     return layers
 
 
+def shown_name(layer: str) -> str:
+    """A layer's name without the attribute that every inserted block has."""
+    return layer.removesuffix(".inserted")
+
+
 def choose_layers(model: VideoClassifier, wanted: Sequence[str] = ()) -> list[str]:
     """Names of the SIFA layers that are asked for.
 
