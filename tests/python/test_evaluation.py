@@ -1,5 +1,6 @@
 """Evaluation: the numbers, the views, every video once, and the same answers from every engine."""
 
+import io
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import sifa
 import torch
 from lively import lively_model
+from rich.console import Console
 from sifa import cli
 from sifa.artifact import export_torchscript
 from sifa.data.annotations import read_annotations
@@ -127,7 +129,7 @@ def test_what_cannot_be_measured(probabilities, labels, message):
 # Views.
 
 
-@pytest.mark.parametrize("text", ["", "10", "10x2", "0x1", "x3", "10x3x1", "-1x1", "1X1"])
+@pytest.mark.parametrize("text", ["", "10", "10x2", "0x1", "0x3", "axb", "x3", "10x3x1", "-1x1", "1X1"])
 def test_views_that_are_none(text):
     with pytest.raises(ValueError, match="views must be clips x crops, such as 1x1 or 10x3"):
         parse_views(text)
@@ -207,6 +209,18 @@ def with_broken(motion_videos, tmp_path):
     shutil.copytree(motion_videos, folder)
     (folder / "left-then-right" / "broken.mp4").write_bytes(b"no video")
     return folder
+
+
+def test_empty_files_and_videos_without_frames_are_broken(tiny, motion_videos, tmp_path):
+    folder = tmp_path / LABELS[0]
+    folder.mkdir()
+    whole = (motion_videos / "right-then-left" / "square.mp4").read_bytes()
+    (folder / "whole.mp4").write_bytes(whole)
+    (folder / "empty.mp4").touch()
+    (folder / "header.mp4").write_bytes(whole[:300])
+    found = evaluate(tiny, annotations_for(tiny, tmp_path), views=Views(3, 3), max_broken=1, workers=1)
+    assert found.broken == [f"{LABELS[0]}/empty.mp4", f"{LABELS[0]}/header.mp4"]
+    assert found.metrics.videos == 1
 
 
 def test_broken_videos_are_named_and_not_counted(tiny, with_broken, evaluation, caplog):
@@ -313,6 +327,8 @@ def test_the_engine_follows_from_the_file(saved):
             "the engine 'cpp' runs files of `sifa export`.*: sifa export sifa_tiny -o model",
         ),
         ("sifa_tiny", "onnx", "engine must be one of pytorch, torchscript, cpp, got 'onnx'"),
+        ("other.ckpt", None, "other.ckpt is no checkpoint of `sifa train`"),
+        ("cut.pt", None, "cut.pt is no model: expected a folder"),
         ("EXPORTED", "pytorch", "is an exported file, which holds a graph and no PyTorch model: give the"),
     ],
 )
@@ -320,9 +336,25 @@ def test_what_cannot_be_loaded(saved, tmp_path, monkeypatch, source, kind, messa
     monkeypatch.chdir(tmp_path)
     for name in ("text.txt", "text.ckpt"):
         (tmp_path / name).write_text("no model")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
+    (tmp_path / "cut.pt").write_bytes((saved / "model.pt").read_bytes()[:100_000])
     source = str(saved / "model.pt") if source == "EXPORTED" else source
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_engine(source, kind)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device must be cpu, cuda or a GPU's number such as cuda:1, got 'gpu'"),
+        ("cuda:-1", "device must be cpu, cuda or"),
+        ("cuda:99", "device cuda:99 is not there: torch sees .* GPUs; use cpu"),
+    ],
+)
+def test_a_device_that_is_not_there(saved, device, message):
+    for source in ("model", "model.pt"):
+        with pytest.raises(ValueError, match=message):
+            load_engine(str(saved / source), device=device)
 
 
 def test_a_missing_runtime_is_named(saved, monkeypatch):
@@ -381,6 +413,18 @@ def run(capsys):
     return run
 
 
+def test_progress_on_a_terminal(run, motion_videos, tmp_path, monkeypatch):
+    listed = motion_videos / "up-then-down"
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(cli.evaluation, "progress", terminal)
+    arguments = ("--workers", "0", "--root", listed, "-o", tmp_path / "report")
+    (tmp_path / "list.txt").write_text("square.mp4 2\nwrong.mp4 2\n")
+    code, out, err = run("eval", "sifa_tiny", tmp_path / "list.txt", *arguments)
+    assert (code, err) == (0, "")
+    assert "top-1                50.0 %" in out
+    assert "2/2" in terminal.file.getvalue()
+
+
 def test_command(run, saved, motion_videos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run("eval", "sifa_tiny", motion_videos, "--workers", "0")
@@ -401,11 +445,24 @@ def test_command(run, saved, motion_videos, tmp_path, monkeypatch):
     [
         (["sifa_tiny", "nowhere.csv"], "there is no annotation file nowhere.csv"),
         (["sifa_tiny", ".", "--views", "3x10"], "views must be clips x crops"),
+        (["sifa_tiny", ".", "--views", "0x3"], "views must be clips x crops"),
+        (["sifa_tiny", ".", "--views", "axb"], "views must be clips x crops"),
         (["nowhere", "."], "there is no folder or file nowhere"),
+        (["text.ckpt", "."], "text.ckpt cannot be read as a checkpoint of `sifa train`: "),
+        (["sifa_tiny", "list.txt"], "list.txt:1: label must be 0 to 9, an index of the 10 classes, got 12"),
+        (["five", "folders"], "folders has 2 classes and five 5: evaluate a model on the classes that it"),
+        (["sifa_tiny", "folders", "-o", "text.ckpt/report"], "text.ckpt is a file: name another folder with"),
     ],
 )
 def test_failures_are_one_line(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "list.txt").write_text("a.mp4 12\n")
+    for name in ("a", "b"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "1.mp4").touch()
+    if arguments[0] == "five":
+        sifa.create_model("sifa_tiny", num_classes=5).save_pretrained("five")
     code, out, err = run("eval", *arguments)
     assert (code, out) == (1, "")
     assert err.startswith("sifa: ")

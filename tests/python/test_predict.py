@@ -1,10 +1,13 @@
 """Prediction: a line per video, resumed after a kill, shared out among machines."""
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sifa import cli
 from sifa.data.motion import LABELS
 from sifa.evaluation.classify import Views
@@ -87,6 +90,21 @@ def test_to_standard_output(run, motion_videos):
     code, out, err = run(motion_videos / "left-then-right", "-m", "sifa_tiny", "--topk", "1")
     assert (code, err) == (0, "")
     assert [json.loads(line)["classes"][0]["label"] for line in out.splitlines()] == ["left-then-right"] * 2
+
+
+def test_progress_on_a_terminal_beside_lines_in_a_pipe(run, motion_videos, tmp_path, monkeypatch):
+    for output in ([], ["-o", tmp_path / "out.jsonl"]):
+        terminal = Console(file=io.StringIO(), force_terminal=True)
+        monkeypatch.setattr(cli.evaluation, "progress", terminal)
+        code, out, err = run(motion_videos / "left-then-right", "-m", "sifa_tiny", *output)
+        assert (code, err) == (0, "")
+        assert "2/2" in terminal.file.getvalue()
+        assert len(out.splitlines()) == (1 if output else 2)
+    # Lines on the same terminal are progress enough.
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    terminal.file.truncate(0)
+    assert run(motion_videos / "left-then-right", "-m", "sifa_tiny")[0] == 0
+    assert "/2" not in terminal.file.getvalue()
 
 
 def test_resumes_a_killed_run(run, motion_videos, tmp_path):

@@ -450,12 +450,14 @@ def test_command_in_json(run, tmp_path):
         (["video.mp4", "--layer", "7"], "has no SIFA layer or stage '7'"),
         (["nowhere.mp4"], "there is no file nowhere.mp4"),
         (["model/config.json"], "config.json is not a video that FFmpeg can read"),
+        (["video.mp4", "-m", "model/config.json"], "model/config.json is no model"),
+        (["video.mp4", "-o", "video.mp4"], "video.mp4 is a file: name another folder with --output"),
         (["video.mp4", "-m", "nowhere"], "there is no folder or file nowhere"),
     ],
 )
 def test_failures_are_one_line(run, tmp_path, arguments, message):
     model = [] if "-m" in arguments else ["-m", "model"]
-    code, out, err = run(*arguments, *model, "-o", tmp_path / "v")
+    code, out, err = run("-o", tmp_path / "v", *arguments, *model)
     assert (code, out) == (1, "")
     assert err.startswith("sifa: ")
     assert err.count("\n") == 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -68,6 +70,7 @@ def evaluate(
     from ..evaluation.report import write_report
 
     chosen = parse_views(views)
+    _check_folder(output)
     with process_group() as rank, _bar(rank == 0) as bar:
         loaded = load_engine(model, engine, own_device(device))
         listed = annotations_for(*(loaded, annotations), format=format, root=root, labels=labels, split=split)
@@ -145,18 +148,18 @@ def predict(
     chosen = parse_views(views)
     videos = shard_of(find_videos(places), parse_shard(shard))
     loaded = load_engine(model, engine, device)
-    if output is None:
-        for entry in run(*(loaded, videos), views=chosen, topk=topk, batch_size=batch_size, workers=workers):
-            print(json.dumps(entry), flush=True)
-        return
     broken = 0
-    with lines_of(output, name_of(loaded), resume) as (done, write), _bar() as bar:
+    # On a terminal the lines are progress enough, and a bar would run through them.
+    lines = nullcontext((set[str](), _print)) if output is None else lines_of(output, name_of(loaded), resume)
+    with lines as (done, write), _bar(output is not None or not sys.stdout.isatty()) as bar:
         left = [video for video in videos if str(video) not in done]
         task = bar.add_task("predicting", total=len(videos), completed=len(videos) - len(left))
         for entry in run(*(loaded, left), views=chosen, topk=topk, batch_size=batch_size, workers=workers):
             write(entry)
             broken += "error" in entry
             bar.advance(task)
+    if output is None:
+        return
     skipped = f", there already: {len(videos) - len(left)}" if resume else ""
     failed = f", of which unreadable: {broken}" if broken else ""
     print(f"{output}: {_counted(len(left))}{failed}{skipped}")
@@ -202,6 +205,7 @@ def visualize(
     from ..visualize.trace import shown_name
 
     points = [parse_point(text) for text in query or []]
+    _check_folder(output)
     with progress.status("loading") as status:
         network = load_model(model)
         frames, _ = read_frames(video, network.num_frames, network.frame_stride, network.sampling)
@@ -225,17 +229,29 @@ def visualize(
                 print(f"  {words + ':':18} {entry[key]}")
 
 
+def _print(entry: dict[str, Any]) -> None:
+    print(json.dumps(entry), flush=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Say before the work, not after it, that its result has no place. Raises NotADirectoryError."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"{place} is a file: name another folder with --output")
+
+
 def _counted(videos: int) -> str:
     return f"{videos} video{'' if videos == 1 else 's'}"
 
 
 def _bar(shown: bool = True) -> Progress:
-    """A progress bar on a terminal."""
+    """A progress bar on a terminal; what is printed meanwhile still goes to standard output."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=progress,
+        redirect_stdout=False,
         disable=not (shown and progress.is_terminal),
     )

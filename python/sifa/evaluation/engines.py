@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,12 +94,14 @@ def load_engine(source: str, kind: str | None = None, device: str = "cpu") -> En
         device: `"cpu"`, `"cuda"` or `"cuda:1"`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`; or the kind does not fit the source.
+        FileNotFoundError, ValueError: as `load_model`; or the kind does not fit the source, or there is no
+            such device.
         ArtifactError, sifa.runtime.Error: the exported file is damaged or cannot be run.
         ImportError: the C++ runtime is not built.
     """
     if kind is not None and kind not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {kind!r}")
+    _check_device(device)
     exported = Path(source).is_file() and _is_artifact(Path(source))
     kind = kind or ("torchscript" if exported else "pytorch")
     if kind == "pytorch":
@@ -133,6 +136,15 @@ def load_engine(source: str, kind: str | None = None, device: str = "cpu") -> En
         facts["sampling"],
         run,
     )
+
+
+def _check_device(device: str) -> None:
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", device)
+    if match is None:
+        raise ValueError(f"device must be cpu, cuda or a GPU's number such as cuda:1, got {device!r}")
+    count = torch.cuda.device_count()
+    if device != "cpu" and int(match[1] or 0) >= count:
+        raise ValueError(f"device {device} is not there: torch sees {count} GPUs; use cpu")
 
 
 def _is_artifact(path: Path) -> bool:
