@@ -1,4 +1,4 @@
-"""The ablation: what the hard motion task shows and hides, trainings that go on, tables that do not overstate."""
+"""The ablation: what its task shows and hides, trainings that go on, tables that do not overstate."""
 
 import dataclasses
 import importlib
