@@ -16,7 +16,10 @@ from sifa.visualize import Attention, choose_layers, choose_queries, draw_attent
 from sifa.visualize.activation import Activation, class_activation
 from sifa.visualize.figures import draw_activation, draw_maps, write_film
 from sifa.visualize.overview import parse_point
+from sifa.visualize.taps import COLOURS, draw_taps
 from sifa.visualize.trace import Places, queries_at
+
+BLACK = torch.zeros(3, 9, 9, 3, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,23 @@ def test_picture(model, frames, tmp_path):
             assert max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) < 12
     draw_attention(model, frames, tmp_path / "b.png", step=1, queries=[(3, 3), (7, 3)])
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_taps_out_of_the_frame_are_counted_and_not_drawn_beside_it(tmp_path):
+    # One query at the left edge of the frame: its tap goes out to the left, where the other panel is.
+    pictures = {}
+    for name, offset in (("inside", 2.0), ("outside", -2.0)):
+        attention = planted({})
+        attention.taps[0, 1, 0, 4, 1] += offset
+        draw_taps(attention, BLACK, tmp_path / "taps.png", 0, [(4, 1)])
+        pictures[name] = np.asarray(Image.open(tmp_path / "taps.png").convert("RGB")).astype(int)
+    orange = {name: np.abs(p - np.array(COLOURS[0])).sum(2) < 30 for name, p in pictures.items()}
+    top, bottom = 122, 122 + 562
+    assert orange["inside"][top:bottom, 610:].any()
+    assert not orange["outside"][top:bottom, 610:].any()
+    assert (pictures["inside"] != pictures["outside"])[640:720, :600].any()  # what is said of the query
+    gap = slice(top, bottom), slice(28 + 562 + 1, 28 + 562 + 19)
+    assert (pictures["outside"][gap] == 255).all()
 
 
 def test_picture_of_the_default_queries_and_of_another_layer(model, tmp_path):
@@ -302,7 +322,6 @@ def test_a_class_that_there_is_not(model, frames, target):
 # Maps and film, of what is planted in black frames of 9 x 9 pixels.
 
 
-BLACK = torch.zeros(3, 9, 9, 3, dtype=torch.uint8)
 YELLOW, ORANGE, PURPLE = (253, 231, 55), (179, 88, 6), (84, 39, 136)
 
 

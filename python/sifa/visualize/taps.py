@@ -61,8 +61,9 @@ def draw_taps(
 ) -> None:
     """Draw the taps and weights of chosen pixels, and write the picture (PNG by the file's ending).
 
-    Left the frame of the queries, right the frame they attend to, below each query's taps enlarged. A tap
-    is a disc whose area is its weight, relative to the largest of its query; a ring is a negative weight.
+    Left the frame of the queries, right the frame they attend to, below each query's taps enlarged, with how
+    far they moved on average and how many of them left the frame. A tap is a disc whose area is its weight,
+    relative to the largest of its query; a ring is a negative weight.
 
     Args:
         attention: what `trace_attention` recorded.
@@ -103,6 +104,12 @@ class _View:
         y, x = (position + 0.5).tolist()
         left, top = self.corner
         return left + (x - self.box[0]) * self.scale, top + (y - self.box[1]) * self.scale
+
+    def holds(self, position: Tensor) -> bool:
+        """Whether a frame position `(y, x)` is in the part that is shown."""
+        y, x = (position + 0.5).tolist()
+        left, top, right, bottom = self.box
+        return left <= x <= right and top <= y <= bottom
 
 
 class _Picture:
@@ -160,7 +167,9 @@ class _Picture:
             self.chip(corner, (0, -34), number)
             grid, taps, _ = self.of(query)
             moved = (taps - grid).norm(dim=1).mean()
-            self.text((corner[0] + 36, corner[1] - 30), f"taps moved by {moved:.1f} px on average", 17)
+            lost = sum(not look.holds(tap) for tap in taps)
+            words = f"moved {moved:.1f} px" + (f", {lost} outside" if lost else "")
+            self.text((corner[0] + 36, corner[1] - 30), words, 17)
         self.legend(below + detail + 20)
 
     def save(self, path: Path) -> None:
@@ -212,9 +221,11 @@ class _Picture:
             self.box((x - 4.5, y - 4.5, x + 4.5, y + 4.5), _PAPER, _INK, 1.5)
 
     def taps(self, view: _View, query: tuple[int, int], colour: tuple[int, int, int], radius: float) -> None:
-        """A disc for each tap, its area the weight; a ring if that is negative; large ones first."""
+        """A disc for each tap in view, its area the weight; a ring if that is negative; large ones first."""
         _, taps, weights = self.of(query)
         for tap in weights.abs().argsort(descending=True).tolist():
+            if not view.holds(taps[tap]):
+                continue
             size = max(radius * float(weights[tap].abs()) ** 0.5, 2.0)
             x, y = view.place(taps[tap])
             box = (x - size, y - size, x + size, y + size)
