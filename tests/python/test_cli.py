@@ -1,8 +1,11 @@
 """The `sifa` command: what it prints and writes, and that every failure is one line and an exit code."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sifa
@@ -11,6 +14,7 @@ from lively import lively_model, moving_blocks
 from safetensors.torch import save_file
 from sifa import cli
 from sifa.artifact import load_artifact
+from typer.main import get_command
 
 
 @pytest.fixture
@@ -200,6 +204,31 @@ def test_bad_usage_is_exit_code_2(run, tmp_path, monkeypatch, arguments):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert "Usage" in err
+
+
+def commands_in_documents():
+    """Every `sifa …` line in a shell block of the documents."""
+    top = Path(__file__).parents[2]
+    for document in [top / "README.md", top / "CONTRIBUTING.md", *sorted((top / "docs").glob("*.md"))]:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := re.search(r"(?:^|\s|/)sifa (.*)", line.split("#")[0]):
+                    words = shlex.split(found[1])
+                    ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&", ";")]
+                    yield f"{document.name}: {line}", words[: ends[0] if ends else None]
+
+
+def test_commands_in_the_documents_can_be_parsed():
+    command = get_command(cli.app)
+    names = set()
+    for where, words in commands_in_documents():
+        assert words[0] in command.commands, where
+        try:
+            command.commands[words[0]].make_context(words[0], list(words[1:]))
+        except Exception as error:
+            pytest.fail(f"{where}: {error}")
+        names.add(words[0])
+    assert {"export", "eval", "predict", "visualize"} <= names
 
 
 def test_importing_the_command_line_does_not_import_the_models():
