@@ -17,7 +17,7 @@ _FIRST_SEED = {"training": 0, "held-out": 1_000_000}
 
 
 def make_clips(folder: Path, size: int, training: int, held_out: int, workers: int) -> None:
-    """Render what is not there: `training` and `held_out` scenes, each under both labels."""
+    """Render what is not there: `training` and `held_out` scenes, each under both labels of one pair."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, scenes in (("training", training), ("held-out", held_out)):
         path = _path(folder, name, size, scenes)
@@ -41,7 +41,11 @@ def _path(folder: Path, name: str, size: int, scenes: int) -> Path:
 
 
 def _jobs(name: str, scenes: int) -> list[tuple[int, int]]:
-    return [(_FIRST_SEED[name] + i, label) for i in range(scenes) for label in range(len(hard_motion.LABELS))]
+    """(seed, label) of each clip: every kind of scene under the labels of a pair, then of the next."""
+    pairs, kinds = len(hard_motion.LABELS) // 2, len(hard_motion.KINDS)
+    return [
+        (_FIRST_SEED[name] + i, 2 * (i // kinds % pairs) + order) for i in range(scenes) for order in (0, 1)
+    ]
 
 
 def _render_job(size: int, job: tuple[int, int]) -> np.ndarray:

@@ -1,19 +1,21 @@
-"""The harder preset of the motion task: in which order regions, each by itself, move in four directions.
+"""The harder preset of the motion task: in which order regions, each by itself, move in three directions.
 
-A frame is a torus of regions. The texture of each moves right, down, left and up, or the other way round, for
-a step of four frames each; this order, the same in all regions of a clip, is the class. The borders are
-deformed as time goes by, small discs hide what is behind them, and between two steps the camera jumps. Scenes
-are of three kinds, to tell what a network can do:
+A frame is a torus of regions. The texture of each moves for a step of four frames in one direction, for a
+step in another, for a step in a third, and rests for a step. The class is which three directions these are,
+and in which of the two orders they follow on each other: the same in all regions of a clip. Which of its four
+steps a region begins with is drawn. The borders are deformed as time goes by, small discs hide what is behind
+them, and between two steps the camera jumps. Scenes are of three kinds, to tell what a network can do:
 
 * `whole`: one region fills the frame. What a step shows is the same everywhere.
-* `near`: four regions, each of which begins with another direction, so that every step shows all four,
-  whatever the class. It does not help to pool a step over the frame and to relate the pooled steps: they look
+* `near`: four regions, each of which begins with another step, so that at any time all four are shown,
+  whatever the order. It does not help to pool a step over the frame and to relate the pooled steps: they look
   the same. The camera jumps by little, and a region is found again nearly where it was.
 * `far`: the same with long jumps. A region must be found again where it went, by its colour and texture, to
   see what it does next; on the feature maps that is beyond a rigid window of three pixels.
 
-Under both classes a step shows the same directions, at a place that does not depend on the class. A network
-that averages over steps without relating them has nothing to go by: it cannot exceed 50 %, which is chance.
+Under both orders the four steps of a region show the same, at places that do not depend on the order. A
+network that averages over steps without relating them tells the directions and no more: it cannot exceed
+50 %. Nor does what the first or the last step of a clip shows tell the order.
 """
 
 from __future__ import annotations
@@ -27,14 +29,23 @@ from torch.nn import functional
 
 from .motion import PERIOD, _circle, _tile
 
-LABELS = ("right-down-left-up", "right-up-left-down")
-"""The classes, by the order of the directions, wherever a region begins."""
+LABELS = (
+    "down-left-up",
+    "up-left-down",
+    "left-up-right",
+    "right-up-left",
+    "up-right-down",
+    "down-right-up",
+    "right-down-left",
+    "left-down-right",
+)
+"""The classes; labels 2i and 2i+1 are the two orders of the same three directions."""
 
 VERSION = 1
 """Of the task: clips of different versions cannot be compared."""
 
 STEP = 4
-"""Frames of one direction, and between two jumps of the camera."""
+"""Frames of one movement, and between two jumps of the camera."""
 
 KINDS = ("whole", "near", "far")
 """The kinds of scenes; that of a scene is its seed, modulo three."""
@@ -45,10 +56,11 @@ _JUMP = {"whole": (0.0, 0.3), "near": (0.0, 0.08), "far": (0.15, 0.3)}
 # Cycles per frame width of the textures, least and most; the least size that holds them.
 _FREQUENCIES = (3, 7)
 _LEAST_SIZE = 2 * _FREQUENCIES[1] + 1
-_SPEED = (0.03, 0.08)  # of the textures, in frame widths per frame
+_SPEED = (0.05, 0.09)  # of the textures, in frame widths per frame
 _BEND = 0.02  # how far a border is deformed, in frame widths
 _DISCS, _RADIUS = 3, (0.04, 0.08)
-_DIRECTIONS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # x, y; y grows downwards
+_MOVEMENTS = ("right", "down", "left", "up", "rest")
+_VELOCITY = np.array([(1, 0), (0, 1), (-1, 0), (0, -1), (0, 0)])  # x, y; y grows downwards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +70,7 @@ class HardScene:
     Attributes:
         side: regions along each side of the frame.
         camera: (steps, 2) where the camera is at each step, x and y in frame widths.
-        first: (regions,) which of the four directions a region begins with.
+        first: (regions,) which of its four steps a region begins with.
         speed: (regions,) in frame widths per frame.
         texture: (regions, 3, 15, 8) Fourier coefficients; colour: (regions, 3).
         bend: (2, 2) phases of the deformation of the borders in time and in space, of x and y.
@@ -84,7 +96,7 @@ def scene_kind(seed: int) -> str:
 
 
 def make_scene(seed: int) -> HardScene:
-    """Draws a scene. The same seed gives the same scene, which either of the labels can move."""
+    """Draws a scene. The same seed gives the same scene, which any of the labels can move."""
     rng = np.random.default_rng(seed)
     kind, steps = scene_kind(seed), PERIOD // STEP
     side = _REGIONS[kind]
@@ -106,10 +118,11 @@ def make_scene(seed: int) -> HardScene:
     )
 
 
-def directions(label: int, scene: HardScene) -> np.ndarray:
-    """(steps, regions): 0 is right, 1 down, 2 left and 3 up."""
-    step = np.arange(PERIOD // STEP)[:, None]
-    return (scene.first + (step if label == 0 else -step)) % len(_DIRECTIONS)
+def movements(label: int, scene: HardScene) -> np.ndarray:
+    """(steps, regions): what each region does; 0 is right, 1 down, 2 left, 3 up, and 4 rest."""
+    names = [*LABELS[label].split("-"), "rest"]
+    order = np.array([_MOVEMENTS.index(name) for name in names])
+    return order[(np.arange(PERIOD // STEP)[:, None] + scene.first) % len(order)]
 
 
 def render_clip(label: int, scene: HardScene | int, size: int = 64) -> torch.Tensor:
@@ -127,16 +140,18 @@ def render_clip(label: int, scene: HardScene | int, size: int = 64) -> torch.Ten
         ValueError: there is no such label, or the size is too small.
     """
     if label not in range(len(LABELS)):
-        raise ValueError(f"label must be 0 ({LABELS[0]}) or 1 ({LABELS[1]}), got {label!r}")
+        raise ValueError(
+            f"label must be 0..{len(LABELS) - 1}, an index of {', '.join(LABELS)}, got {label!r}"
+        )
     if size < _LEAST_SIZE:
         raise ValueError(f"size must be at least {_LEAST_SIZE}, got {size}")
     scene = make_scene(scene) if isinstance(scene, int) else scene
-    step, direction = np.arange(PERIOD) // STEP, directions(label, scene)
+    step, moves = np.arange(PERIOD) // STEP, movements(label, scene)
     x, y = _bent(*_places(scene.camera[step], size), scene.bend)
     column, row = (torch.remainder((scene.side * axis).floor(), scene.side) for axis in (x, y))
     image = torch.zeros(PERIOD, 3, size, size)
     for n, (texture, colour) in enumerate(zip(scene.texture, scene.colour, strict=True)):
-        path = np.cumsum(_DIRECTIONS[direction[step, n]] * scene.speed[n], 0)
+        path = np.cumsum(_VELOCITY[moves[step, n]] * scene.speed[n], 0)
         tile = 0.5 * _tile(texture, size)
         skin = _sample(tile, x - _frames(path[:, 0]), y - _frames(path[:, 1])) + _frames(colour)
         here = (column == n % scene.side) & (row == n // scene.side)
