@@ -187,7 +187,7 @@ def test_counts_every_video_and_finds_the_mistake(evaluation, annotations):
     assert evaluation.metrics.top1 == pytest.approx(6 / 7)
     assert evaluation.indices.tolist() == list(range(7))
     assert evaluation.broken == []
-    wrong = [entry for entry in evaluation.videos() if entry["label"] != entry["predicted"]]
+    wrong = [entry for entry in evaluation.results() if entry["label"] != entry["predicted"]]
     assert [(entry["video"], entry["predicted"]) for entry in wrong] == [
         ("up-then-down/wrong.mp4", "down-then-up")
     ]

@@ -50,7 +50,7 @@ def evaluation(motion_videos):
 @pytest.fixture(scope="module")
 def page(evaluation, tmp_path_factory):
     html, data = write_report(evaluation, tmp_path_factory.mktemp("report") / "new" / "folder")
-    assert json.loads(data.read_text())["videos"]
+    assert json.loads(data.read_text())["results"]
     return html.read_text(encoding="utf-8")
 
 
@@ -115,12 +115,12 @@ def test_says_what_was_found(page):
 def test_json_holds_the_numbers_and_every_video(evaluation, tmp_path):
     _, data = write_report(evaluation, tmp_path)
     facts = json.loads(data.read_text())
-    assert facts["count"] == 4
+    assert facts["videos"] == 4
     assert facts["top1"] == 0.25
     assert facts["confusion"] == [[1, 0, 0], [0, 0, 1], [2, 0, 0]]
     assert facts["broken"] == ["gone <b>.mp4"]
-    assert [entry["video"] for entry in facts["videos"]][-1] == "up-then-down/wrong.mp4"
-    assert facts["videos"][1] == {
+    assert [entry["video"] for entry in facts["results"]][-1] == "up-then-down/wrong.mp4"
+    assert facts["results"][1] == {
         "video": "left-then-right/wide.mp4",
         "label": "b",
         "predicted": "c",

@@ -48,7 +48,7 @@ class Evaluation:
         return self.annotations.labels
 
     def facts(self) -> dict[str, Any]:
-        """All numbers, without the single videos; can be written as JSON."""
+        """All numbers, without those of single videos; can be written as JSON."""
         return {
             "source": self.source,
             "engine": self.engine,
@@ -59,7 +59,7 @@ class Evaluation:
             "broken": self.broken,
         }
 
-    def videos(self) -> list[dict[str, Any]]:
+    def results(self) -> list[dict[str, Any]]:
         """Every video that was read: its name, class, the class it was taken for and both probabilities."""
         entries = []
         for index, row in zip(self.indices.tolist(), self.probabilities, strict=True):

@@ -48,8 +48,7 @@ def write_report(evaluation: Evaluation, folder: Path, template: str | None = No
     """
     folder.mkdir(parents=True, exist_ok=True)
     page, data = folder / HTML, folder / JSON
-    facts = {**evaluation.facts(), "sifa_version": __version__, "videos": evaluation.videos()}
-    facts["count"] = evaluation.metrics.videos
+    facts = {**evaluation.facts(), "sifa_version": __version__, "results": evaluation.results()}
     data.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     page.write_text(_page(evaluation, template), encoding="utf-8")
     return page, data
