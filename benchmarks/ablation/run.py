@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"rendered in {time.time() - began:.0f} s; {len(todo)} trainings to do, {options.jobs} at a time")
     report["machines"].append(machine(options.device, options.jobs))
     deadline = math.inf if options.minutes is None else began + 60 * options.minutes
-    given_up = 0
+    given_up, failed = 0, 0
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         options.jobs,
@@ -67,22 +67,28 @@ def main(arguments: list[str] | None = None) -> None:
         initializer=start_process,
         initargs=(options.clips, budget, options.device, deadline),
     ) as pool:
-        futures = [pool.submit(train, *job) for job in todo]
-        for future in concurrent.futures.as_completed(futures):
+        jobs = {pool.submit(train, *job): job for job in todo}
+        for future in concurrent.futures.as_completed(jobs):
+            name, seed = jobs[future]
             try:
                 run = future.result()
             except DeadlineError:
                 given_up += 1
                 continue
+            except Exception as error:  # one training's, which must not cost the others
+                say(f"{name}, seed {seed} failed: {type(error).__name__}: {error}")
+                failed += 1
+                continue
             report["runs"].append({**run, "machine": len(report["machines"]) - 1})
             write_report(options.json, report)
-            count = len(report["runs"])
             say(
-                f"{time.time() - began:4.0f} s  {count:3d}: {run['configuration']}, seed {run['seed']}: "
-                f"top-1 {100 * run['top1']:.1f} %, {run['seconds']:.0f} s"
+                f"{time.time() - began:4.0f} s  {len(report['runs']):3d}: {name}, seed {seed}: top-1 "
+                f"{100 * run['top1']:.1f} %, {run['seconds']:.0f} s"
             )
     if given_up:
         say(f"the time was over: {given_up} trainings are missing; the same command does them")
+    if failed:
+        raise SystemExit(f"{failed} trainings failed; the same command tries them again")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

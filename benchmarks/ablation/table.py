@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from configurations import CONTROL, FULL, TABLES, Table
+from sifa.data.hard_motion import KINDS
+
+Runs = dict[str, dict[str, list[float]]]
+"""Accuracies by configuration and kind of scene."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,28 +28,31 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tables(report: dict[str, Any]) -> str:
     """All tables of a report, and whether the control holds."""
-    found = accuracies(report)
-    return "\n\n".join([control(found, report["budget"]), *(markdown(table, found) for table in TABLES)])
+    runs = by_configuration(report)
+    return "\n\n".join([control(runs, report["budget"]), *(markdown(table, runs) for table in TABLES)])
 
 
-def accuracies(report: dict[str, Any]) -> dict[str, list[float]]:
-    """The top-1 accuracies of each configuration in percent, one for each seed."""
-    found: dict[str, list[float]] = {}
+def by_configuration(report: dict[str, Any]) -> Runs:
+    """The accuracies in percent: of each configuration those of all clips and of each kind, one per seed."""
+    found: Runs = {}
     for run in sorted(report["runs"], key=lambda run: run["seed"]):
-        found.setdefault(run["configuration"], []).append(100 * run["top1"])
+        kinds = found.setdefault(run["configuration"], {kind: [] for kind in ("all", *KINDS)})
+        for kind, accuracy in {"all": run["top1"], **run["top1_of_kind"]}.items():
+            kinds[kind].append(100 * accuracy)
     return found
 
 
-def control(found: dict[str, list[float]], budget: dict[str, Any]) -> str:
+def control(runs: Runs, budget: dict[str, Any]) -> str:
     """Whether the network that averages over steps stays at 50 %, as it must.
 
     Raises:
         ValueError: it does not, by more than three standard errors: the clips give the order away.
     """
-    if CONTROL not in found:
+    if CONTROL not in runs:
         return "The control was not trained."
-    clips = 2 * budget["held_out"] * len(found[CONTROL])
-    mean = statistics.mean(found[CONTROL])
+    top1 = runs[CONTROL]["all"]
+    clips = 2 * budget["held_out"] * len(top1)
+    mean = statistics.mean(top1)
     limit = 50 + 300 * math.sqrt(0.25 / clips)
     if mean > limit:
         raise ValueError(
@@ -58,33 +65,34 @@ def control(found: dict[str, list[float]], budget: dict[str, Any]) -> str:
     )
 
 
-def markdown(table: Table, found: dict[str, list[float]]) -> str:
+def markdown(table: Table, runs: Runs) -> str:
     """A table: mean and spread (standard deviation over seeds), and the difference to SIFA."""
     lines = [
         f"### {table.title}",
         "",
-        "| | top-1, % | seeds | against SIFA |",
-        "|---|---|---|---|",
+        f"| | top-1, % | {' | '.join(KINDS)} | seeds | against SIFA |",
+        f"|---|---|{'---|' * len(KINDS)}---|---|",
     ]
+    nothing: dict[str, list[float]] = {kind: [] for kind in ("all", *KINDS)}
+    full = runs.get(FULL, nothing)["all"]
     for title, name in table.rows:
-        values = found.get(name, [])
-        cells = [title, summary(values), ", ".join(f"{value:.1f}" for value in values)]
-        lines.append(f"| {' | '.join([*cells, verdict(values, found.get(FULL, []), name == FULL)])} |")
+        accuracies = runs.get(name, nothing)
+        cells = [title, *(summary(values) for values in accuracies.values()), str(len(accuracies["all"]))]
+        cells.append("" if name == FULL else verdict(accuracies["all"], full))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def summary(values: list[float]) -> str:
     """Mean ± spread; the spread of one seed is not known."""
     if not values:
-        return "not trained"
+        return "-"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def verdict(values: list[float], full: list[float], itself: bool) -> str:
+def verdict(values: list[float], full: list[float]) -> str:
     """The difference of the means, unless one of the spreads exceeds it."""
-    if itself:
-        return ""
     if min(len(values), len(full)) < 2:
         return "too few seeds"
     difference = statistics.mean(values) - statistics.mean(full)

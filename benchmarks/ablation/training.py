@@ -31,7 +31,7 @@ class Budget:
     """
 
     size: int = 64
-    training: int = 6000
+    training: int = 9000
     held_out: int = 900
     steps: int = 2000
     batch: int = 32

@@ -134,7 +134,12 @@ def test_a_training_is_its_seed(ablation, tmp_path):
 def report_of(**top1):
     names = {"plain": "2-D", "rigid": "rigid", "sifa": "SIFA"}
     runs = [
-        {"configuration": names[key], "seed": seed, "top1": value, "top1_of_kind": {"whole": value}}
+        {
+            "configuration": names[key],
+            "seed": seed,
+            "top1": value,
+            "top1_of_kind": {"whole": value, "near": value - 0.1, "far": value - 0.2},
+        }
         for key, values in top1.items()
         for seed, value in enumerate(values)
     ]
@@ -146,8 +151,12 @@ def test_tables_say_what_cannot_be_told_apart(ablation):
     text = table.tables(report_of(plain=[0.5, 0.51, 0.49], rigid=[0.7, 0.8], sifa=[0.78, 0.82]))
     assert "The control holds" in text
     lines = text.splitlines()
-    assert "| rigid 3×3 window | 75.0 ± 7.1 | 70.0, 80.0 | not distinguishable |" in lines
-    assert "| none: the 2-D network | 50.0 ± 1.0 | 50.0, 51.0, 49.0 | -30.0 |" in lines
-    assert "| the difference | not trained |  | too few seeds |" in lines
+    assert (
+        "| rigid 3×3 window | 75.0 ± 7.1 | 75.0 ± 7.1 | 65.0 ± 7.1 | 55.0 ± 7.1 | 2 | not distinguishable |"
+    ) in lines
+    assert (
+        "| none: the 2-D network | 50.0 ± 1.0 | 50.0 ± 1.0 | 40.0 ± 1.0 | 30.0 ± 1.0 | 3 | -30.0 |" in lines
+    )
+    assert "| the difference | - | - | - | - | 0 | too few seeds |" in lines
     with pytest.raises(ValueError, match="the control reaches 60.0 %.*: the clips give the order away"):
         table.tables(report_of(plain=[0.6, 0.6], sifa=[0.7, 0.7]))
