@@ -214,7 +214,7 @@ def parse_recipe(text: str) -> Recipe:
 
 def write_recipe(recipe: Recipe) -> str:
     """A recipe as YAML, from which :func:`read_recipe` reads it again."""
-    return make_parser().dump(Namespace(dataclasses.asdict(recipe)), skip_none=False)
+    return make_parser().dump(Namespace(dataclasses.asdict(recipe)), skip_unset=False)
 
 
 def make_parser() -> ArgumentParser:
