@@ -67,6 +67,7 @@ def test_metrics_by_hand():
     assert metrics.mean_class_accuracy == pytest.approx((1 / 2 + 1 + 0) / 3)  # without d
     assert metrics.confusion == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
     # Every video is in a bin of its own: 0.5, 0.6, 0.7, 0.9 and 1.
+    assert [index for index, entry in enumerate(metrics.calibration) if entry.videos] == [7, 9, 10, 13, 14]
     assert metrics.calibration_error == pytest.approx((0.3 + 0.5 + 0.1 + 0.6 + 1.0) / 5, abs=1e-6)
     a, b, c, d = metrics.classes
     assert (a.videos, a.top1, a.precision, a.taken_for, a.times) == (2, 0.5, 1.0, "b", 1)
@@ -98,6 +99,12 @@ def test_calibration_error_is_what_the_bins_say():
     expected = sum(entry.videos * abs(entry.confidence - entry.accuracy) for entry in filled) / 200
     assert metrics.calibration_error == pytest.approx(expected, abs=1e-6)
     assert all(entry.low <= entry.confidence < entry.high + 1e-6 for entry in filled)
+
+
+def test_a_bin_begins_with_its_lower_end():
+    edge = float(torch.linspace(0, 1, 16)[9])
+    metrics = measure(torch.tensor([[edge, 1 - edge]]), torch.tensor([0]), ["a", "b"])
+    assert [index for index, entry in enumerate(metrics.calibration) if entry.videos] == [9]
 
 
 def test_a_sum_of_softmaxes_above_one_by_rounding_stays_probabilities():

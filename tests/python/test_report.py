@@ -1,11 +1,14 @@
 """The report: one page that needs nothing else and shows the mistakes, and the same numbers as JSON."""
 
 import base64
+import dataclasses
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -129,6 +132,19 @@ def test_json_holds_the_numbers_and_every_video(evaluation, tmp_path):
     }
 
 
+def test_examples_are_those_of_the_pair_and_the_surest_first(motion_videos, tmp_path):
+    path = motion_videos / "right-then-left" / "square.mp4"
+    videos = [Video(path, 2, name) for name in ("little-a", "much-a", "b")]
+    sure = torch.tensor([[0.5, 0.1, 0.4], [0.8, 0.1, 0.1], [0.1, 0.6, 0.3]])
+    evaluation = dataclasses.replace(evaluation_of(videos, "abc", [0, 0, 1]), probabilities=sure)
+    html, _ = write_report(evaluation, tmp_path)
+    words = " ".join("".join(Reader(html.read_text(encoding="utf-8")).words).split())
+    worst, confused = words.split("Most confused")
+    assert re.findall(r"(\S+): [ab], (\d+)", worst) == [("much-a", "80"), ("b", "60"), ("little-a", "50")]
+    pairs = confused.split("Confusion matrix")[0]
+    assert re.findall(r"(\S+): [ab], ", pairs) == ["much-a", "little-a", "b"]
+
+
 def test_no_mistake(motion_videos, tmp_path):
     video = Video(motion_videos / "right-then-left" / "square.mp4", 1, "square")
     html, _ = write_report(evaluation_of([video], ["a", "b"], [1]), tmp_path)
@@ -155,9 +171,17 @@ def test_confusion_of_few_and_of_many_classes(classes):
     image = Image.open(io.BytesIO(pictures[0])).convert("RGB")
     assert 500 <= image.width <= 1400
     # Cividis: the diagonal is its bright end, all the rest its dark one.
-    colours = {colour for _, colour in image.getcolors(1 << 24)}
-    assert any(abs(r - 253) + abs(g - 231) + abs(b - 55) < 12 for r, g, b in colours)
-    assert any(abs(r - 0) + abs(g - 34) + abs(b - 77) < 12 for r, g, b in colours)
+    assert share_of(pictures[0], (0, 34, 77)) > 0.1
+    bright = [share_of(picture, (253, 231, 55)) for picture in pictures]
+    assert bright[0] > 0.001
+    # Each row is shares of its class, wherever they lie.
+    assert bright[1] == pytest.approx(bright[0], rel=0.15)
+
+
+def share_of(picture, colour):
+    """The share of a picture's pixels that have about this colour."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    return (np.abs(pixels - np.array(colour)).sum(2) < 12).mean()
 
 
 def test_reliability_differs_with_the_confidence():
