@@ -1,10 +1,10 @@
-"""The harder preset of the motion task: in which order regions, each by itself, move in three directions.
+"""The harder preset of the motion task: in which order regions, each by itself, move to and fro.
 
-A frame is a torus of regions. The texture of each moves for a step of four frames in one direction, for a
-step in another, for a step in a third, and rests for a step. The class is which three directions these are,
-and in which of the two orders they follow on each other: the same in all regions of a clip. Which of its four
-steps a region begins with is drawn. The borders are deformed as time goes by, small discs hide what is behind
-them, and between two steps the camera jumps. Scenes are of three kinds, to tell what a network can do:
+A frame is a torus of regions. The texture of each moves for a step of four frames in one direction, for the
+next step in the opposite one, and rests for two. The class is the axis of the movement and which of the two
+directions comes first: the same in all regions of a clip. Which of its four steps a region begins with is
+drawn. The borders are deformed as time goes by, small discs hide what is behind them, and between two steps
+the camera jumps. Scenes are of three kinds, to tell what a network can do:
 
 * `whole`: one region fills the frame. What a step shows is the same everywhere.
 * `near`: four regions, each of which begins with another step, so that at any time all four are shown,
@@ -14,8 +14,8 @@ them, and between two steps the camera jumps. Scenes are of three kinds, to tell
   see what it does next; on the feature maps that is beyond a rigid window of three pixels.
 
 Under both orders the four steps of a region show the same, at places that do not depend on the order. A
-network that averages over steps without relating them tells the directions and no more: it cannot exceed
-50 %. Nor does what the first or the last step of a clip shows tell the order.
+network that averages over steps without relating them tells the axis and no more: it cannot exceed 50 %. Nor
+does what the first or the last step of a clip shows tell the order.
 """
 
 from __future__ import annotations
@@ -29,17 +29,8 @@ from torch.nn import functional
 
 from .motion import PERIOD, _circle, _tile
 
-LABELS = (
-    "down-left-up",
-    "up-left-down",
-    "left-up-right",
-    "right-up-left",
-    "up-right-down",
-    "down-right-up",
-    "right-down-left",
-    "left-down-right",
-)
-"""The classes; labels 2i and 2i+1 are the two orders of the same three directions."""
+LABELS = ("right-then-left", "left-then-right", "up-then-down", "down-then-up")
+"""The classes; labels 2i and 2i+1 are the two orders of the same pair of directions."""
 
 VERSION = 1
 """Of the task: clips of different versions cannot be compared."""
@@ -120,7 +111,7 @@ def make_scene(seed: int) -> HardScene:
 
 def movements(label: int, scene: HardScene) -> np.ndarray:
     """(steps, regions): what each region does; 0 is right, 1 down, 2 left, 3 up, and 4 rest."""
-    names = [*LABELS[label].split("-"), "rest"]
+    names = [*LABELS[label].split("-then-"), "rest", "rest"]
     order = np.array([_MOVEMENTS.index(name) for name in names])
     return order[(np.arange(PERIOD // STEP)[:, None] + scene.first) % len(order)]
 
