@@ -42,7 +42,7 @@ def export(
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
     if weights is not None and random_weights:
         raise typer.BadParameter("give --weights or --random-weights, not both")
-    trained = Path(model).exists()
+    trained = Path(model).exists() or Path(model).name != model
     if trained and (weights is not None or random_weights or num_classes is not None):
         raise typer.BadParameter(
             "--weights, --random-weights and --num-classes are for the name of a model, "
