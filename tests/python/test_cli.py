@@ -181,7 +181,7 @@ def test_version_and_help(run):
         (["export", "text.ckpt", "-o", "m.pt"], "text.ckpt cannot be read as a checkpoint of `sifa train`: "),
         (["export", ".", "-o", "m.pt"], "the folder . has no"),
         (["export", "runs/no/last.ckpt", "-o", "m.pt"], "there is no checkpoint runs/no/last.ckpt"),
-        (["export", "runs/no", "-o", "m.pt"], "there is no folder or file runs/no, and no model of that name"),
+        (["export", "runs/no", "-o", "m.pt"], "there is no folder or file runs/no, and no model"),
     ],
 )
 def test_failures_are_one_line_and_exit_code_1(run, tmp_path, monkeypatch, arguments, message):
