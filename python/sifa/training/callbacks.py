@@ -99,8 +99,15 @@ class Checkpoints(Callback):
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back to the trainer, which gives them back in its turn."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self._release()
+
+    def _release(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

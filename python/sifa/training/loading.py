@@ -57,6 +57,11 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         self.steps = num_videos // batch_size
         self.epoch, self._first = divmod(position, len(self))
 
+    @property
+    def sampler(self) -> TrainingOrder:
+        """Itself: the trainer tells the epoch to what a batch sampler draws from, and to no batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; called by the trainer. In the epoch it is at, it stays."""
         if epoch != self.epoch:

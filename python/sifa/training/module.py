@@ -51,11 +51,14 @@ class ClassifierTraining(LightningModule):
         self.normalise = ClipPreprocessing(model.input_size, 1.0, model.mean, model.std)
         self.mix = make_mix(recipe.loss, model.num_classes)
         self.heads = torch.compile(model.forward_heads) if recipe.compile else model.forward_heads
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.val_loss = MeanMetric()
         self.val_top1, self.val_top5 = (
             MulticlassAccuracy(model.num_classes, top_k=min(k, model.num_classes), average="micro")
             for k in (1, 5)
         )
+        # The sum of the losses of this epoch and of how many clips, in this process. No buffer: those of the
+        # first process are sent to the others with every step.
+        self._losses = torch.zeros(2, dtype=torch.float64)
         self._step_began = self._waited = 0.0
 
     # --- The steps ----------------------------------------------------------------------------------------
@@ -78,7 +81,9 @@ class ClassifierTraining(LightningModule):
         loss = heads_loss(heads, targets, self.recipe.loss)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.train_loss.update(loss.detach(), len(clips))
+        self._losses = self._losses.to(loss.device)
+        self._losses[0] += loss.detach() * len(clips)
+        self._losses[1] += len(clips)
         self.batches += 1
         return loss
 
@@ -103,11 +108,26 @@ class ClassifierTraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation, and the mean loss of the epoch, of all processes."""
-        if self.train_loss.update_called:
-            self.log("train/epoch_loss", self.train_loss)
+        loss, clips = self._all_losses().tolist()
+        self._losses.zero_()
+        self.log("train/epoch_loss", loss / clips)
         self.log("val/loss", self.val_loss)
         self.log("val/top1", self.val_top1, prog_bar=True)
         self.log("val/top5", self.val_top5)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the losses of the epoch so far."""
+        checkpoint["losses"] = self._all_losses().tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them, in one process for all."""
+        if self.global_rank == 0:
+            self._losses.copy_(torch.tensor(checkpoint["losses"], dtype=torch.float64))
+
+    def _all_losses(self) -> Tensor:
+        """Sum of the losses of the epoch so far and of how many clips, of all processes."""
+        losses = self._losses.to(self.device, copy=True)
+        return self.trainer.strategy.reduce(losses, reduce_op="sum")
 
     def _loader(self) -> TrainingLoader:
         loader = self.trainer.train_dataloader
