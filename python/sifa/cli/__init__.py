@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 # A group registers its commands with the app when it is imported.
-from . import evaluation, models, train  # noqa: F401
+from . import data, evaluation, models, train  # noqa: F401
 from .common import app
 
 __all__ = ["app", "main"]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 # Models need timm, and timm a second: everything heavy is imported by the command that uses it.
@@ -54,3 +55,16 @@ def need(command: str, *modules: str) -> None:
 def print_table(table: Table) -> None:
     """A table on stdout: as wide as the terminal, or as its longest line in a pipe."""
     Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def progress_bar(shown: bool = True) -> Progress:
+    """A progress bar on a terminal; what is printed meanwhile still goes to standard output."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=progress,
+        redirect_stdout=False,
+        disable=not (shown and progress.is_terminal),
+    )

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .common import AsJson, app, need, print_table, progress
+from .common import AsJson, app, need, print_table, progress, progress_bar
 
 Engine = Annotated[
     str | None,
@@ -71,7 +70,7 @@ def evaluate(
 
     chosen = parse_views(views)
     _check_folder(output)
-    with process_group() as rank, _bar(rank == 0) as bar:
+    with process_group() as rank, progress_bar(rank == 0) as bar:
         loaded = load_engine(model, engine, own_device(device))
         listed = annotations_for(*(loaded, annotations), format=format, root=root, labels=labels, split=split)
         task = bar.add_task("evaluating", total=None)
@@ -151,7 +150,7 @@ def predict(
     broken = 0
     # On a terminal the lines are progress enough, and a bar would run through them.
     lines = nullcontext((set[str](), _print)) if output is None else lines_of(output, name_of(loaded), resume)
-    with lines as (done, write), _bar(output is not None or not sys.stdout.isatty()) as bar:
+    with lines as (done, write), progress_bar(output is not None or not sys.stdout.isatty()) as bar:
         left = [video for video in videos if str(video) not in done]
         task = bar.add_task("predicting", total=len(videos), completed=len(videos) - len(left))
         for entry in run(*(loaded, left), views=chosen, topk=topk, batch_size=batch_size, workers=workers):
@@ -242,16 +241,3 @@ def _check_folder(folder: Path) -> None:
 
 def _counted(videos: int) -> str:
     return f"{videos} video{'' if videos == 1 else 's'}"
-
-
-def _bar(shown: bool = True) -> Progress:
-    """A progress bar on a terminal; what is printed meanwhile still goes to standard output."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=progress,
-        redirect_stdout=False,
-        disable=not (shown and progress.is_terminal),
-    )

@@ -9,6 +9,7 @@ share of them is an error. No worker waits for, or dies of, one.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -163,6 +164,12 @@ class TrainingClips(ClipDataset):
                 torch.manual_seed(int(generator.integers(2**63)))
                 frames = self._transform(frames)
         return {"frames": frames, "label": self.annotations.videos[index].label, "index": index}
+
+    def plain(self) -> TrainingClips:
+        """The same clips without the transform."""
+        plain = copy.copy(self)
+        plain._transform = None
+        return plain
 
     def _random(self, generator: np.random.Generator, total: int) -> list[int]:
         return random_indices(total, self.num_frames, self.frame_stride, self.sampling, generator)
