@@ -447,6 +447,17 @@ def test_command(run, saved, motion_videos, tmp_path, monkeypatch):
     assert out.splitlines()[-1] == f"to classify in C++:      sifa-run {saved / 'model.pt'} VIDEO"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_lacks_is_one_line_too(run, motion_videos, tmp_path, monkeypatch, workers):
+    def lacking(*arguments, **settings):
+        raise ImportError("reading videos needs torchcodec: pip install torchcodec")
+
+    monkeypatch.setattr("sifa.data.clips.open_source", lacking)  # workers are forked
+    code, out, err = run("eval", "sifa_tiny", motion_videos, "--workers", workers, "-o", tmp_path / "report")
+    assert (code, out) == (1, "")
+    assert err == "sifa: reading videos needs torchcodec: pip install torchcodec\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

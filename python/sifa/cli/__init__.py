@@ -16,5 +16,13 @@ def main(args: list[str] | None = None) -> None:
     try:
         app(args)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print("sifa: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"sifa: {_sentence(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line; of one that a worker passes on, without the worker's traceback."""
+    words = str(error)
+    if words.startswith("Caught ") and "Original Traceback" in words:
+        words = words.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(words.split())
