@@ -423,7 +423,7 @@ def run(capsys):
 def test_progress_on_a_terminal(run, motion_videos, tmp_path, monkeypatch):
     listed = motion_videos / "up-then-down"
     terminal = Console(file=io.StringIO(), force_terminal=True)
-    monkeypatch.setattr(cli.evaluation, "progress", terminal)
+    monkeypatch.setattr(cli.common, "progress", terminal)
     arguments = ("--workers", "0", "--root", listed, "-o", tmp_path / "report")
     (tmp_path / "list.txt").write_text("square.mp4 2\nwrong.mp4 2\n")
     code, out, err = run("eval", "sifa_tiny", tmp_path / "list.txt", *arguments)

@@ -95,7 +95,7 @@ def test_to_standard_output(run, motion_videos):
 def test_progress_on_a_terminal_beside_lines_in_a_pipe(run, motion_videos, tmp_path, monkeypatch):
     for output in ([], ["-o", tmp_path / "out.jsonl"]):
         terminal = Console(file=io.StringIO(), force_terminal=True)
-        monkeypatch.setattr(cli.evaluation, "progress", terminal)
+        monkeypatch.setattr(cli.common, "progress", terminal)
         code, out, err = run(motion_videos / "left-then-right", "-m", "sifa_tiny", *output)
         assert (code, err) == (0, "")
         assert "2/2" in terminal.file.getvalue()
