@@ -19,6 +19,7 @@ from sifa.training.recipe import (
     read_recipe,
     write_recipe,
 )
+from test_cli import commands_in_documents
 
 DATA_SETS = ("k400", "k600", "ssv1", "ssv2")
 
@@ -130,6 +131,18 @@ def test_help_says_what_every_choice_is():
 def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         read_recipe("motion", options)
+
+
+def test_the_documents_name_recipes_and_choices_that_there_are():
+    found = set()
+    for where, words in commands_in_documents():
+        if words[0] == "train" or words[:2] == ["data", "bench"]:
+            name, *options = words[1 if words[0] == "train" else 2 :]
+            flags = ("--print-config", "--help", "--json")
+            if name not in flags:
+                assert read_recipe(name, [o for o in options if o not in flags]).epochs >= 1, where
+                found.add(name)
+    assert {"own-actions", "motion", "k400-resnet50"} <= found
 
 
 def test_no_such_recipe():
