@@ -16,6 +16,7 @@ import sifa
 import torch
 from sifa.cli import main
 from sifa.data import motion
+from sifa.data.clips import BrokenVideosError
 from sifa.training import checkpoint, recipe, run
 from sifa.training.callbacks import Interrupted
 from sifa.training.loading import TrainingOrder, ValidationOrder
@@ -341,6 +342,67 @@ def test_the_average_is_what_is_kept(motion_videos, tmp_path):
     average = checkpoint.load_checkpoint(folder / checkpoint.FILE).state_dict()
     assert torch.equal(kept[name], average[name])
     assert not any(torch.equal(value, kept[name]) for value in plain["current_model_state"].values())
+
+
+def test_autocast_trains_too(motion_videos, tmp_path):
+    result = train(recipe_of(tmp_path, motion_videos, "--precision=bf16-mixed"))
+    assert 0.5 < result.metrics["val/loss"] < 2
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path).values())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike(whole, motion_videos, tmp_path):
+    result = train(recipe_of(tmp_path, motion_videos, "--compile=true"))
+    assert result.metrics["val/loss"] == pytest.approx(whole[1].metrics["val/loss"], abs=1e-3)
+
+
+def test_a_broken_video_is_replaced_and_named(motion_videos, tmp_path, capsys):
+    videos = tmp_path / "videos"
+    for source in motion_videos.glob("*/*.mp4"):
+        (videos / source.parent.name).mkdir(parents=True, exist_ok=True)
+        (videos / source.parent.name / source.name).symlink_to(source)
+    recipe = recipe_of(tmp_path / "run", videos, "--data.max_broken=0.3", "--epochs=1")
+    training, _ = run.read_videos(recipe)
+    training.videos[0].path.unlink()
+    training.videos[0].path.write_bytes(b"no video")
+    result = train(recipe)
+    assert result.broken == [training.videos[0].name]
+    strict = recipe_of(tmp_path / "strict", videos, "--data.max_broken=0.2", "--epochs=1")
+    with pytest.raises(BrokenVideosError, match="1 of the 4 videos of .*; `sifa data check` lists them all"):
+        train(strict)
+
+
+def test_checkpoints_are_checked(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*none.ckpt"):
+        checkpoint.read_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match="damaged.ckpt cannot be read as a checkpoint of `sifa train`: "):
+        checkpoint.read_checkpoint(tmp_path / "damaged.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(
+        ValueError, match="other.ckpt is no checkpoint of `sifa train`: it has no entry 'sifa'"
+    ):
+        checkpoint.load_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Processes(1, 0, 1, 1)),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5"},
+            Processes(8, 5, 4, 2),
+        ),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "6"}, Processes(8, 6, 4, 2)),
+    ],
+)
+def test_who_trains_with_whom(monkeypatch, variables, expected):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Processes.of_environment() == expected
 
 
 def test_a_training_goes_on_by_the_same_recipe_only(motion_videos, tmp_path, monkeypatch):
