@@ -102,15 +102,17 @@ Metadata parse(const std::string& text, const std::string& path) {
   struct Choice {
     const char* name;
     std::string Metadata::* member;
-    const char* known;
+    std::vector<std::string> known;
   };
   for (const Choice& choice :
-       {Choice{"kind", &Metadata::kind, "clip"}, Choice{"format", &Metadata::format, "torchscript"},
-        Choice{"sampling", &Metadata::sampling, "center"},
-        Choice{"precision", &Metadata::precision, "float32"}}) {
-    metadata.*choice.member = fields.text(choice.name);
-    if (metadata.*choice.member != choice.known) {
-      unsupported(std::string(choice.name) + " " + quoted(document[choice.name]), choice.known);
+       {Choice{"kind", &Metadata::kind, {"clip"}}, Choice{"format", &Metadata::format, {"torchscript"}},
+        Choice{"sampling", &Metadata::sampling, {"center", "segments"}},
+        Choice{"precision", &Metadata::precision, {"float32"}}}) {
+    const std::string value = metadata.*choice.member = fields.text(choice.name);
+    if (std::find(choice.known.begin(), choice.known.end(), value) == choice.known.end()) {
+      std::string known = choice.known.front();
+      for (std::size_t i = 1; i < choice.known.size(); ++i) known += " or " + choice.known[i];
+      unsupported(std::string(choice.name) + " " + quoted(document[choice.name]), known);
     }
   }
 

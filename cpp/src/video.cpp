@@ -100,18 +100,19 @@ class Pass {
   int quarter_turns_ = 0;
 };
 
-void read(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride, Video& video) {
+void read(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
+          const std::string& sampling, Video& video) {
   // The frames are picked as if the container's count were right, and counted on the way. Mostly it is, and
   // one pass does it.
   Pass pass(path);
   const std::int64_t stated = pass.stated_total();
-  video.indices = frame_indices(stated, num_frames, frame_stride);
+  video.indices = frame_indices(stated, num_frames, frame_stride, sampling);
   video.total_frames = pass.read(video.indices, /*to_the_end=*/true, video);
   if (video.total_frames == 0) {
     throw Error(ErrorCode::kVideoHasNoFrames, "video has no frames that can be decoded: " + path);
   }
   if (video.total_frames != stated) {
-    video.indices = frame_indices(video.total_frames, num_frames, frame_stride);
+    video.indices = frame_indices(video.total_frames, num_frames, frame_stride, sampling);
     const std::int64_t count = Pass(path).read(video.indices, /*to_the_end=*/false, video);
     if (count <= video.indices.back()) cannot_open(path, "gives fewer frames when it is read again");
   }
@@ -121,9 +122,10 @@ void read(const std::string& path, std::int64_t num_frames, std::int64_t frame_s
 }  // namespace sifa
 
 extern "C" SIFA_API void sifa_read_video(const std::string& path, std::int64_t num_frames,
-                                         std::int64_t frame_stride, sifa::Video& video) {
+                                         std::int64_t frame_stride, const std::string& sampling,
+                                         sifa::Video& video) {
   try {
-    sifa::read(path, num_frames, frame_stride, video);
+    sifa::read(path, num_frames, frame_stride, sampling, video);
   } catch (const cv::Exception& error) {
     throw sifa::Error(sifa::ErrorCode::kVideoCannotBeOpened,
                       "video cannot be opened: " + path + ": " + sifa::one_line(error.err));

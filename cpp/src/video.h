@@ -10,7 +10,7 @@ namespace sifa {
 
 /// What `sifa::read_video` calls; the file exists.
 using ReadVideo = void(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
-                       Video& video);
+                       const std::string& sampling, Video& video);
 
 inline constexpr char kReadVideoSymbol[] = "sifa_read_video";
 

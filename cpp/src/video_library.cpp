@@ -31,13 +31,14 @@ ReadVideo* load() {
 
 }  // namespace
 
-Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride) {
+Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
+                 const std::string& sampling) {
   static ReadVideo* const read = load();  // tried again at the next call if it throws
   if (!file_exists(path)) {
     throw Error(ErrorCode::kFileNotFound, "video file not found: " + path);
   }
   Video video;
-  read(path, num_frames, frame_stride, video);
+  read(path, num_frames, frame_stride, sampling, video);
   return video;
 }
 

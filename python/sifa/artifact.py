@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .data.sampling import RULE
+from .data.sampling import RULES
 from .preprocessing import ClipPreprocessing
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ METADATA_ENTRY = "sifa.json"
 TOLERANCE = 1e-3
 """How far another machine's probabilities on the reference input may be from the exporter's."""
 
-_KNOWN = {"kind": "clip", "format": "torchscript", "sampling": RULE, "precision": "float32"}
-"""The only values that this version can run."""
+_KNOWN = {"kind": ("clip",), "format": ("torchscript",), "sampling": RULES, "precision": ("float32",)}
+"""The values that this version can run."""
 
 # Above any sensible model's; they bound what a lying file can make a loader allocate.
 _MAX_METADATA = 16 << 20  # bytes
@@ -87,7 +87,7 @@ class FrameClassifier(nn.Module):
 
 
 class Artifact:
-    """A loaded artifact: call it with frames, read `metadata`, `labels`, `num_frames` and `frame_stride`."""
+    """A loaded artifact: call it with frames, read `metadata`, `labels` and which frames it takes."""
 
     def __init__(
         self, graph: Callable[[Tensor], Tensor], metadata: dict[str, Any], device: torch.device
@@ -98,6 +98,7 @@ class Artifact:
         self.labels: list[str] = metadata["labels"]
         self.num_frames: int = metadata["num_frames"]
         self.frame_stride: int = metadata["frame_stride"]
+        self.sampling: str = metadata["sampling"]
 
     def __call__(self, frames: Tensor | np.ndarray) -> Tensor:
         """Probabilities, float32 `(N, num_classes)`, of frames, uint8 `(N, T, H, W, 3)` RGB.
@@ -286,7 +287,7 @@ def _metadata(model: VideoClassifier, frames: Tensor, probabilities: Tensor) -> 
         "labels": list(model.labels),
         "num_frames": model.num_frames,
         "frame_stride": model.frame_stride,
-        "sampling": RULE,
+        "sampling": model.sampling,
         "input_size": list(model.input_size),
         "precision": "float32",
         "torch_version": torch.__version__,
@@ -356,11 +357,11 @@ def _check_metadata(path: Path, metadata: Any) -> None:
 
     # First what decides whether the other fields mean what this version thinks they mean.
     field("schema_version", "an integer", lambda value: type(value) is int)
-    for name, known in {"schema_version": SCHEMA_VERSION, **_KNOWN}.items():
+    for name, known in {"schema_version": (SCHEMA_VERSION,), **_KNOWN}.items():
         given = metadata["schema_version"] if name == "schema_version" else text(name)
-        if given != known:
+        if given not in known:
             raise ArtifactError(
-                f"{path} has {name} {given!r}, sifa {__version__} reads {known!r}: "
+                f"{path} has {name} {given!r}, sifa {__version__} reads {' or '.join(map(repr, known))}: "
                 "export it again, or use the version of sifa that wrote it"
             )
     for name in ("model", "reference"):

@@ -32,6 +32,7 @@ class SmallModel(nn.Module):
     name = "small"
     num_classes = len(LABELS)
     frame_stride = 2
+    sampling = "center"
     input_size = (16, 16)
     crop_fraction = 1.0
     mean = (0.5, 0.5, 0.5)
@@ -124,6 +125,7 @@ GOOD_MODELS = (
     "integer_tolerance.pt",
     "operator_older.pt",
     "growing.pt",
+    "segments.pt",
 )
 """What every reader accepts; all other models that `make_models` writes are refused by every reader."""
 
@@ -147,6 +149,8 @@ def make_models(folder: Path) -> Path:
         operator_schema=re.sub(r", [^,]*=[^,]*\) -> ", ") -> ", metadata["operator_schema"]),
     )
     export_torchscript(GrowingModel().eval(), folder / "growing.pt")
+    with_metadata(good, folder / "segments.pt", sampling="segments")
+    with_metadata(good, folder / "sampling.pt", sampling="random")
     with_metadata(good, folder / "schema_version.pt", schema_version=2)
     with_metadata(good, folder / "no_schema_version.pt", schema_version=...)
     with_metadata(good, folder / "streaming.pt", kind="streaming")

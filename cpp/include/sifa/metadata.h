@@ -19,7 +19,7 @@ struct Metadata {
   std::vector<std::string> labels;  ///< one per class, in the order of the probabilities
   std::int64_t num_frames = 0;      ///< length of a clip
   std::int64_t frame_stride = 0;    ///< distance between two frames of a clip, in frames of the video
-  std::string sampling;             ///< "center": see sifa/sampling.h
+  std::string sampling;             ///< "center" or "segments": see sifa/sampling.h
   /// (H, W) in pixels that the network sees after its own resize and crop
   std::array<std::int64_t, 2> input_size{};
   std::string precision;        ///< "float32"

@@ -284,6 +284,7 @@ def create_model(
     model.mean = card.mean
     model.std = card.std
     model.frame_stride = card.frame_stride
+    model.sampling = "center"
     model.labels = [f"class_{i}" for i in range(model.num_classes)]
     if pretrained is not None:
         _load(model, card, pretrained)

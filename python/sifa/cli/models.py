@@ -1,61 +1,34 @@
-"""The `sifa` command: export models, look into artifacts, list models, run the demo."""
+"""Commands about models: export one, look into a file, list them, run the demo."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-# Models need timm, and timm a second: everything heavy is imported by the command that uses it.
+from .common import AsJson, app, print_table, progress
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Stand-alone inter-frame attention for video: train in Python, run anywhere.",
-)
-_progress = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; a failure is one line on stderr and exit code 1, bad usage exit code 2."""
-    try:
-        app(args)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print("sifa: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from . import __version__
-
-        print(f"sifa {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
-) -> None:
-    pass
+if TYPE_CHECKING:
+    from ..models import VideoClassifier
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Name of a model; `sifa models` lists them.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a model, checkpoint of `sifa train`, or name of a model (`sifa models`)."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, e.g. model.pt.")],
     weights: Annotated[
         Path | None,
-        typer.Option(help="State dict of the model, .safetensors; by default the bundled weights."),
+        typer.Option(help="State dict of a named model, .safetensors; by default the bundled weights."),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Do without trained weights, to try things out.")
@@ -69,25 +42,30 @@ def export(
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
     if weights is not None and random_weights:
         raise typer.BadParameter("give --weights or --random-weights, not both")
-    with _progress.status(f"exporting {model}"):
-        import torch
+    trained = Path(model).exists() or Path(model).name != model
+    if trained and (weights is not None or random_weights or num_classes is not None):
+        raise typer.BadParameter(
+            "--weights, --random-weights and --num-classes are for the name of a model, "
+            f"and {model} has weights of its own"
+        )
+    with progress.status(f"exporting {model}"):
+        from ..artifact import export_torchscript
 
-        from .artifact import export_torchscript
-        from .models import create_model, model_card
+        if trained:
+            from ..evaluation.engines import load_model
 
-        bundled = next(iter(model_card(model).weights), None)
-        pretrained = bundled if weights is None else str(weights)
-        if random_weights:
-            pretrained = None
-            torch.manual_seed(0)
-        elif pretrained is None:
-            raise ValueError(f"{model} has no bundled weights: give --weights FILE, or --random-weights")
-        network = create_model(model, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
+            network = load_model(model)
+            if num_frames is not None:
+                network.set_num_frames(num_frames)
+        else:
+            network = _named(model, weights, random_weights, num_frames, num_classes)
         metadata = export_torchscript(network, output)
     if as_json:
         print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
-    else:
-        print(f"{output}: {model}, {len(metadata['labels'])} classes, {output.stat().st_size / 1e6:.1f} MB")
+        return
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {network.name}, {len(metadata['labels'])} classes, {size:.1f} MB")
+    print(f"to classify in C++: sifa-run {shlex.quote(str(output))} VIDEO")
 
 
 @app.command()
@@ -101,10 +79,10 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Print the metadata of an exported file, or the card of a model: its size, its cost, its options."""
-    from .models import list_models
+    from ..models import list_models
 
     if Path(what).is_file():
-        from .artifact import read_metadata
+        from ..artifact import read_metadata
 
         if num_frames is not None:
             raise typer.BadParameter("--num-frames is for the name of a model: a file's frames are fixed")
@@ -125,13 +103,13 @@ def info(
     table.add_column(overflow="fold")
     for key, value in facts.items():
         table.add_row(key, _shown(key, value))
-    _print(table)
+    print_table(table)
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that `sifa export` knows."""
-    from .models import list_models
+    from ..models import list_models
 
     cards = [_card(name) for name in list_models()]
     if as_json:
@@ -146,7 +124,7 @@ def models(as_json: AsJson = False) -> None:
         cost = f"{card['multiply_adds'] / 1e9:.1f} G"
         weights = ", ".join(card["weights"]) or "-"
         table.add_row(card["name"], parameters, cost, clip, weights, card["summary"])
-    _print(table)
+    print_table(table)
 
 
 @app.command()
@@ -158,11 +136,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Render a video, classify it with the C++ program, compare with Python, draw the attention."""
-    from .demo import run_demo
+    from ..demo import run_demo
 
     # In a checkout what is made goes where everything made goes.
     folder = output or (Path("build/demo") if Path("build").is_dir() else Path("sifa-demo"))
-    with _progress.status("starting") as status:
+    with progress.status("starting") as status:
         result = run_demo(folder, status.update)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -180,16 +158,16 @@ def demo(
         agreement.add_row(entry["engine"], entry["label"], f"{entry['difference']:.1e}")
     print(f"video: {result['video']}")
     print(f"truth: {result['truth']}\n")
-    _print(classes)
+    print_table(classes)
     print()
-    _print(agreement)
+    print_table(agreement)
     print(f"\nmodel: {result['model']}")
     print(f"where the attention looked: {result['picture']}")
 
 
 def _card(name: str) -> dict[str, Any]:
     """The card of a model as JSON-able facts."""
-    from .models import model_card
+    from ..models import model_card
 
     card = model_card(name)
     facts = {
@@ -202,7 +180,7 @@ def _card(name: str) -> dict[str, Any]:
 def _counted(name: str, num_frames: int) -> dict[str, int]:
     import torch
 
-    from .models import complexity, create_model
+    from ..models import complexity, create_model
 
     with torch.device("meta"):
         return dataclasses.asdict(complexity(create_model(name, num_frames=num_frames)))
@@ -225,6 +203,19 @@ def _shown(key: str, value: Any) -> str:
     return f"{value:,}" if key == "parameters" else str(value)
 
 
-def _print(table: Table) -> None:
-    """A table on stdout: as wide as the terminal, or as its longest line in a pipe."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)
+def _named(
+    name: str, weights: Path | None, random_weights: bool, num_frames: int | None, num_classes: int | None
+) -> VideoClassifier:
+    """A registered model with its bundled weights, those of a file, or random ones."""
+    import torch
+
+    from ..models import create_model, model_card
+
+    bundled = next(iter(model_card(name).weights), None)
+    pretrained = bundled if weights is None else str(weights)
+    if random_weights:
+        pretrained = None
+        torch.manual_seed(0)
+    elif pretrained is None:
+        raise ValueError(f"{name} has no bundled weights: give --weights FILE, or --random-weights")
+    return create_model(name, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
