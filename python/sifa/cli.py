@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from .models import VideoClassifier
 
 # Models need timm, and timm a second: everything heavy is imported by the command that uses it.
 
@@ -21,6 +26,23 @@ app = typer.Typer(
     help="Stand-alone inter-frame attention for video: train in Python, run anywhere.",
 )
 _progress = Console(stderr=True)
+
+
+class Format(str, enum.Enum):
+    """What `sifa export` writes."""
+
+    torchscript = "torchscript"
+    aoti = "aoti"
+    exported = "exported"
+
+
+class Precision(str, enum.Enum):
+    """What an exported network computes in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -64,6 +86,22 @@ def export(
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes, if not the model's own.")
     ] = None,
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="A TorchScript file; an AOTInductor package for this machine; or a portable program, which "
+            "`sifa compile` finishes on the machine that runs it."
+        ),
+    ] = Format.torchscript,
+    precision: Annotated[
+        Precision, typer.Option(help="What the network computes in; float16 is for GPUs.")
+    ] = Precision.float32,
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming", help="The causal variant of the model, as a graph of one step, for streams."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
@@ -72,7 +110,6 @@ def export(
     with _progress.status(f"exporting {model}"):
         import torch
 
-        from .artifact import export_torchscript
         from .models import create_model, model_card
 
         bundled = next(iter(model_card(model).weights), None)
@@ -82,12 +119,36 @@ def export(
             torch.manual_seed(0)
         elif pretrained is None:
             raise ValueError(f"{model} has no bundled weights: give --weights FILE, or --random-weights")
-        network = create_model(model, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
-        metadata = export_torchscript(network, output)
+        network = create_model(
+            model,
+            num_classes=num_classes,
+            num_frames=num_frames,
+            pretrained=pretrained,
+            streaming=streaming,
+        )
+        metadata = _write(network, output, format, precision, streaming)
     if as_json:
         print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
     else:
         print(f"{output}: {model}, {len(metadata['labels'])} classes, {output.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command(name="compile")
+def compile_(
+    program: Annotated[Path, typer.Argument(help="What `sifa export --format exported` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, e.g. model.pt2.")],
+    device: Annotated[str, typer.Option(help="Where the package will run: cpu or cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Finish an exported program on the machine that runs it: an AOTInductor package, in a minute or more."""
+    with _progress.status(f"compiling {program}"):
+        from .artifact import compile_program
+
+        metadata = compile_program(program, output, device)
+    if as_json:
+        print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
+    else:
+        print(f"{output}: {metadata['model']['name']}, {device}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -185,6 +246,23 @@ def demo(
     _print(agreement)
     print(f"\nmodel: {result['model']}")
     print(f"where the attention looked: {result['picture']}")
+
+
+def _write(
+    network: VideoClassifier, output: Path, format: Format, precision: Precision, streaming: bool
+) -> dict[str, Any]:
+    """Export in any format; an AOTInductor package by way of the portable program."""
+    from .artifact import compile_program, export_program, export_torchscript
+
+    settings: dict[str, Any] = {"precision": precision.value, "streaming": streaming}
+    if format is Format.torchscript:
+        return export_torchscript(network, output, **settings)
+    if format is Format.exported:
+        return export_program(network, output, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program.pt2"
+        export_program(network, program, **settings)
+        return compile_program(program, output)
 
 
 def _card(name: str) -> dict[str, Any]:
