@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import numpy as np
 import pytest
 import sifa
 import torch
@@ -86,6 +87,35 @@ def test_a_stream_gives_the_same_in_every_format(models, paths, format):
         assert (expected[1:] - expected[:-1]).abs().max() > 1e-2
         answers = stream(artifact, artifact.initial_state(count), frames)
         torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["torchscript", "aoti"])
+def test_the_cpp_runtime_gives_the_same(models, paths, format, runtime_module):
+    frames = some_frames(3, 2 * STRIDE, 70, 90)
+    with torch.no_grad():
+        expected = FrameClassifier(models["clip"])(frames)
+    classifier = runtime_module.Classifier(paths["clip", format])
+    assert classifier.metadata == read_metadata(paths["clip", format])
+    answers = torch.from_numpy(classifier.classify(frames.numpy()))
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+    stepping = StreamingClassifier(models["stream"])
+    frames = some_frames(1, STEPS * STRIDE, 70, 90)
+    with torch.no_grad():
+        expected = stream(stepping, stepping.initial_state(1), frames)[:, 0]
+    steps = runtime_module.Stream(paths["stream", format], frame_stride=1)
+    predictions = [steps.push(frame) for frame in frames[0].numpy()]
+    answers = torch.tensor(np.stack([p.probabilities for p in predictions if p is not None]))
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cpp_runtime_in_half_precision(models, tmp_path, precision, kind, runtime_module):
+    """Loading compares it with the recorded output, in the tolerance of its precision."""
+    path = tmp_path / "half.pt"
+    export_torchscript(models[kind], path, precision=precision, streaming=KINDS[kind])
+    load = {"clip": runtime_module.Classifier, "stream": runtime_module.Stream}[kind]
+    assert load(path).metadata["precision"] == precision
 
 
 def test_the_metadata_says_what_the_file_is(models, paths):

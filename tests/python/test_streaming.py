@@ -8,7 +8,8 @@ import pytest
 import sifa
 import torch
 from lively import lively_model, moving_blocks, offsets
-from sifa.models.classifier import stack_frames
+from make_runtime_data import pattern
+from prefixes import on_prefixes
 from sifa.models.streaming import StreamingClassifier
 from sifa.preprocessing import ClipPreprocessing
 
@@ -30,19 +31,6 @@ def causal(name="sifa_tiny", **options):
 def videos(count=2, steps=STEPS):
     """Neither square nor of the network's size."""
     return moving_blocks(steps * STRIDE, size=80)[2 : 2 + count, :, :70].contiguous()
-
-
-def on_prefixes(model, frames):
-    """What the clip model makes of every prefix: its features, averaged over the last `WINDOW` steps."""
-    preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
-    answers = []
-    for steps in range(1, frames.shape[1] // STRIDE + 1):
-        model.set_num_frames(steps * STRIDE)
-        clip = preprocessing(frames[:, : steps * STRIDE]).to(model.head.weight.dtype)
-        features = model.backbone(stack_frames(clip, STRIDE)).unflatten(0, (-1, steps))
-        answers.append(model.head(features[:, -WINDOW:].mean(1)).softmax(1).float())
-    model.set_num_frames(WINDOW * STRIDE)
-    return torch.stack(answers)
 
 
 def new_state(stepping, streams):
@@ -127,6 +115,26 @@ def test_late_steps_equal_a_clip_that_starts_one_window_and_the_layers_earlier(m
         torch.testing.assert_close(answers[step], on_prefixes(model, clip)[-1], rtol=0, atol=1e-5)
     shorter = frames[:, (40 - WINDOW) * STRIDE :]
     assert (answers[-1] - on_prefixes(model, shorter)[-1]).abs().max() > 1e-4  # a window alone is too short
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_late_steps_of_a_run_of_10000(model, stepping):
+    video = torch.from_numpy(pattern(256, SIZE, SIZE)).unsqueeze(0)  # it repeats
+    reach = WINDOW + sum(isinstance(m, sifa.SIFA) for m in model.modules())
+
+    def frames(begin, end):
+        return torch.stack([video[:, i % 256] for i in range(begin * STRIDE, end * STRIDE)], 1)
+
+    state = new_state(stepping, 1)
+    sizes = []
+    for step in range(10_000):
+        answer, state = stepping(frames(step, step + 1), state, torch.tensor([step == 0]))
+        sizes.append(sum(tensor.numel() for tensor in state))
+        if step in (100, 5000, 9999):
+            expected = on_prefixes(model, frames(step + 1 - reach, step + 1))[-1]
+            torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
+    assert len(set(sizes)) == 1
 
 
 @torch.no_grad()
