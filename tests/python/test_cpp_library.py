@@ -124,25 +124,38 @@ def test_the_example_of_several_streams_on_moved_files(data, moved, tmp_path):
     (tmp_path / "b").write_bytes(frames[::-1][:13].tobytes())
     result = run(program, data / "stream.pt", 40, 48, tmp_path / "a", tmp_path / "b")
     assert result.returncode == 0, result.stderr
-    expected = []
-    for name, video in (("0", frames), ("1", frames[::-1][:13])):
-        expected += decisions(data / "stream.pt", name, video)
+    expected = [
+        f"stream {name}, frame {frame}: {label or 'nothing'}"
+        for name, video in enumerate((frames, frames[::-1][:13]))
+        for frame, label in decisions(data / "stream.pt", video, 0.5, 0.3)
+    ]
     assert expected
     assert sorted(result.stdout.splitlines()) == sorted(expected)
 
 
-def decisions(model, name, frames):
+def decisions(model, frames, enter, leave):
+    """(frame, label or None) whenever the decision changes."""
     from sifa import runtime
 
-    stream, hysteresis, before = runtime.Stream(model), runtime.Hysteresis(0.5, 0.3), None
-    for frame in frames:
-        answer = stream.push(frame)
-        if answer is not None:
-            now = hysteresis.update(answer.probabilities)
-            if now != before:
-                what = "nothing" if now is None else stream.labels[now]
-                yield f"stream {name}, frame {answer.frame}: {what}"
-            before = now
+    stream, hysteresis, before = runtime.Stream(model), runtime.Hysteresis(enter, leave), None
+    for answer in filter(None, map(stream.push, frames)):
+        now = hysteresis.update(answer.probabilities)
+        if now != before:
+            yield answer.frame, None if now is None else stream.labels[now]
+        before = now
+
+
+def test_the_example_of_a_camera_on_moved_files(data, moved, tmp_path):
+    """Of a file: what there is of a camera is tested with sifa-run."""
+    program = build(EXAMPLES / "webcam", tmp_path, moved)
+    result = run(program, data / "stream.pt", data / "clip.mkv")
+    assert result.returncode == 0, result.stderr
+    expected = [label for _, label in decisions(data / "stream.pt", pattern(11, 20, 30), 0.6, 0.4)]
+    assert expected
+    assert result.stdout.splitlines() == [label or "-" for label in expected]
+    result = run(program, data / "stream.pt", "/dev/video99")
+    assert result.returncode == 8
+    assert "is no camera" in result.stderr
 
 
 def test_the_operators_are_linked_though_no_symbol_is_used(moved, tmp_path):

@@ -123,8 +123,8 @@ def test_help_and_version() -> None:
     ("arguments", "part"),
     [
         ([], "MODEL is required"),
-        (["MODEL"], "VIDEO is required"),
-        (["MODEL", "VIDEO", "another"], "another"),
+        (["MODEL"], "SOURCE is required"),
+        (["MODEL", "VIDEO", "SINK", "another"], "another"),
         (["MODEL", "VIDEO", "--topk", "0"], "--topk"),
         (["MODEL", "VIDEO", "--topk", "many"], "--topk"),
         (["MODEL", "VIDEO", "--threads", "0"], "--threads"),
