@@ -16,6 +16,7 @@
 #include "follow.h"
 #include "one_line.h"
 #include "sifa/classifier.h"
+#include "sifa/doctor.h"
 #include "top_classes.h"
 #include "uri.h"
 
@@ -25,6 +26,7 @@ struct Arguments {
   FollowArguments follow;  // what classifying a file needs is among it
   bool is_stream = false;
   bool no_exec = false;
+  bool doctor = false;
 };
 
 std::string result_json(const Arguments& arguments, const sifa::Classifier& classifier,
@@ -101,8 +103,32 @@ std::string parse_size(const std::string& text, sifa::SourceOptions& options) {
   return "must be WIDTHxHEIGHT, such as 640x480, got " + text;
 }
 
+void print_findings(bool json) {
+  const std::vector<sifa::Finding> findings = sifa::examine();
+  bool has_problem = false;
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const sifa::Finding& finding : findings) {
+    has_problem |= !finding.problem.empty();
+    list.push_back({{"name", finding.name},
+                    {"value", finding.value},
+                    {"problem", finding.problem},
+                    {"fix", finding.fix}});
+    if (json) continue;
+    std::cout << finding.name << ": " << finding.value << "\n";
+    if (!finding.problem.empty()) std::cout << "  problem: " << finding.problem << "\n";
+    if (!finding.fix.empty()) std::cout << "  fix: " << finding.fix << "\n";
+  }
+  if (json) std::cout << list.dump() << "\n";
+  std::cout << std::flush;
+  if (has_problem) throw sifa::Error(sifa::ErrorCode::kOther, "there are problems: see above");
+}
+
 void run(Arguments& arguments) {
-  if (arguments.no_exec) {
+  if (arguments.doctor) {
+    print_findings(arguments.follow.json);
+  } else if (arguments.follow.model.empty()) {
+    throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "MODEL is required; see sifa-run --help");
+  } else if (arguments.no_exec) {
     std::cout << sifa::read_metadata(arguments.follow.model).json << std::endl;
   } else if (arguments.follow.source.empty()) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "SOURCE is required; see sifa-run --help");
@@ -132,7 +158,7 @@ int checked_main(int argc, char** argv) {
   CLI::App app("Classifies a video file, or follows a stream, with a model that `sifa export` wrote.",
                "sifa-run");
   app.set_version_flag("--version", SIFA_VERSION);
-  app.add_option("MODEL", follow.model, "model file")->required();
+  app.add_option("MODEL", follow.model, "model file");
   app.add_option("SOURCE", follow.source,
                  "a video file, a folder of images, /dev/video0, csi://0, rtsp://, http://, udp://, "
                  "gst://PIPELINE, or - for raw RGB on standard input");
@@ -148,6 +174,8 @@ int checked_main(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 16));
   app.add_flag("--json", follow.json, "print JSON; of streams always where no terminal reads it");
   app.add_flag("--no-exec", arguments.no_exec, "print the model's metadata, and load nothing of its program");
+  app.add_flag("--doctor", arguments.doctor,
+               "say what this machine and installation have, and what is wrong");
   const char* const kStreams = "Streams";
   app.add_flag("--stream", arguments.is_stream,
                "slide over a video file instead of classifying it as a whole")

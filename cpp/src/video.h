@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "sifa/doctor.h"
 #include "sifa/video.h"
 #include "sink.h"
 #include "source.h"
@@ -16,13 +17,18 @@ namespace sifa {
 using ReadVideo = void(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
                        Video& video);
 using OpenVideoSource = void(const SourceUri& uri, std::unique_ptr<Source>& source);
+using DescribeVideo = void(Finding& finding);
 using OpenVideoSink = void(const std::string& uri, double frames_per_second, std::unique_ptr<Sink>& sink);
 
 inline constexpr char kReadVideoSymbol[] = "sifa_read_video";
 inline constexpr char kOpenVideoSourceSymbol[] = "sifa_open_video_source";
+inline constexpr char kDescribeVideoSymbol[] = "sifa_describe_video";
 inline constexpr char kOpenVideoSinkSymbol[] = "sifa_open_video_sink";
 
 /// Opens a source of any kind but standard input. Throws Error: kFileNotFound, kVideoCannotBeOpened.
 std::unique_ptr<Source> open_video_source(const SourceUri& uri);
+
+/// Says which OpenCV there is and what it reads. Throws Error(kVideoCannotBeOpened).
+void describe_video(Finding& finding);
 
 }  // namespace sifa

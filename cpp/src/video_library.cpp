@@ -61,6 +61,8 @@ std::unique_ptr<Source> open_video_source(const SourceUri& uri) {
   return source;
 }
 
+void describe_video(Finding& finding) { find<DescribeVideo>(kDescribeVideoSymbol)(finding); }
+
 std::unique_ptr<Sink> open_video_sink(const std::string& uri, double frames_per_second) {
   std::unique_ptr<Sink> sink;
   find<OpenVideoSink>(kOpenVideoSinkSymbol)(uri, frames_per_second, sink);

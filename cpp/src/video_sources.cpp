@@ -133,3 +133,21 @@ extern "C" SIFA_API void sifa_open_video_source(const sifa::SourceUri& uri,
     sifa::opencv_translated(uri.what, [&] { source = std::make_unique<sifa::VideoSource>(uri); });
   }
 }
+
+extern "C" SIFA_API void sifa_describe_video(sifa::Finding& finding) {
+  sifa::opencv_translated("OpenCV", [&] {
+    std::string names;
+    for (const cv::VideoCaptureAPIs backend : cv::videoio_registry::getBackends()) {
+      names += (names.empty() ? "" : ", ") + cv::videoio_registry::getBackendName(backend);
+    }
+    finding.value = std::string("OpenCV ") + CV_VERSION + " with " + names;
+    for (const auto& [name, what] : {std::pair{"FFMPEG", "video files and network streams"},
+                                     {"GSTREAMER", "pipelines, and on a Jetson its cameras"},
+                                     {"V4L2", "cameras"}}) {
+      if (names.find(name) != std::string::npos || !finding.problem.empty()) continue;
+      finding.problem = std::string("this OpenCV has no ") + name + ", which reads " + what;
+      finding.fix =
+          "install an OpenCV that has it (Debian's and JetPack's do): apt-get install libopencv-videoio-dev";
+    }
+  });
+}

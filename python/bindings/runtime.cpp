@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "sifa/classifier.h"
+#include "sifa/doctor.h"
 #include "sifa/hysteresis.h"
 #include "sifa/stream.h"
 
@@ -274,6 +275,17 @@ PYBIND11_MODULE(runtime, module) {
       .def_property_readonly("decision", &sifa::Hysteresis::decision, "what `update` last returned")
       .def("reset", &sifa::Hysteresis::reset, "Decide for nothing.");
 
+  module.def(
+      "examine",
+      [] {
+        py::list list;
+        for (const sifa::Finding& finding : sifa::examine()) {
+          list.append(py::dict("name"_a = finding.name, "value"_a = finding.value,
+                               "problem"_a = finding.problem, "fix"_a = finding.fix));
+        }
+        return list;
+      },
+      "What this machine and installation have for the runtime: dicts of name, value, problem and fix.");
   module.def(
       "read_metadata",
       [](const std::filesystem::path& path) {

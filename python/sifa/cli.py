@@ -211,6 +211,24 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine and installation have for SIFA, and for every problem what fixes it."""
+    from .doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings, indent=1))
+    else:
+        for finding in findings:
+            print(f"{finding['name']}: {finding['value']}")
+            for kind in ("problem", "fix"):
+                if finding[kind]:
+                    print(f"  {kind}: {finding[kind]}")
+    if any(finding["problem"] for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path | None,
