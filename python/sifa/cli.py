@@ -112,13 +112,15 @@ def export(
 
         from .models import create_model, model_card
 
-        bundled = next(iter(model_card(model).weights), None)
+        # The bundled weights were trained to look ahead, which a causal model cannot.
+        bundled = None if streaming else next(iter(model_card(model).weights), None)
         pretrained = bundled if weights is None else str(weights)
         if random_weights:
             pretrained = None
             torch.manual_seed(0)
         elif pretrained is None:
-            raise ValueError(f"{model} has no bundled weights: give --weights FILE, or --random-weights")
+            kind = "weights of its causal variant" if streaming else "weights"
+            raise ValueError(f"{model} has no bundled {kind}: give --weights FILE, or --random-weights")
         network = create_model(
             model,
             num_classes=num_classes,
