@@ -22,6 +22,9 @@ BUILD_DIR := build/cmake
 CXX_SOURCES := CMakeLists.txt pyproject.toml scripts/sifa_build_backend.py \
                $(shell find kernels cpp cmake python/bindings 2>/dev/null)
 PYTEST := $(BIN)/python -m pytest
+# The servers and encoders that streams are tested with.
+TEST_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools \
+                 $(addprefix gstreamer1.0-plugins-,base good bad ugly)
 
 .PHONY: help
 help: ## list the targets
@@ -58,6 +61,7 @@ demo: build ## classify a rendered video with the C++ program and draw where the
 
 .PHONY: build-tests
 build-tests: build
+	@scripts/setup.sh packages $(TEST_PACKAGES)
 	@scripts/setup.sh build-tests $(BUILD_DIR)
 
 .PHONY: test

@@ -57,8 +57,8 @@ missing_packages() {
   for package in ffmpeg libcli11-dev libgtest-dev nlohmann-json3-dev zlib1g-dev; do
     is_installed "$package" || echo "$package"
   done
-  # A full OpenCV, such as NVIDIA's for Jetson, already has both parts and conflicts with Debian's.
-  for package in libopencv-videoio-dev libopencv-imgproc-dev; do
+  # A full OpenCV, such as NVIDIA's for Jetson, already has these parts and conflicts with Debian's.
+  for package in libopencv-videoio-dev libopencv-imgcodecs-dev libopencv-imgproc-dev; do
     is_installed libopencv-dev || is_installed "$package" || echo "$package"
   done
   # Debian splits Python; an interpreter from elsewhere has venv and headers, or its owner must add them.

@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,8 +17,6 @@ import torch
 from make_runtime_data import LABELS, make_data, pattern
 from sifa.artifact import load_artifact
 from sifa.demo import find_sifa_run
-
-EXAMPLE = Path(__file__).resolve().parents[2] / "cpp" / "examples" / "classify"
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +123,8 @@ def test_help_and_version() -> None:
     ("arguments", "part"),
     [
         ([], "MODEL is required"),
-        (["MODEL"], "VIDEO is required"),
-        (["MODEL", "VIDEO", "another"], "another"),
+        (["MODEL"], "SOURCE is required"),
+        (["MODEL", "VIDEO", "SINK", "another"], "another"),
         (["MODEL", "VIDEO", "--topk", "0"], "--topk"),
         (["MODEL", "VIDEO", "--topk", "many"], "--topk"),
         (["MODEL", "VIDEO", "--threads", "0"], "--threads"),
@@ -250,23 +247,3 @@ def test_full_output_device(data: Path) -> None:
         )
     assert result.returncode == 1
     assert result.stderr == "sifa-run: the result cannot be written to standard output\n"
-
-
-def test_cmake_example(data: Path, tmp_path: Path) -> None:
-    """The project of the README, out of this tree, on the installed library."""
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run(
-        [cmake, "-S", EXAMPLE, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={';'.join(sifa.__path__)}"],
-        check=True,
-        capture_output=True,
-    )
-    subprocess.run([cmake, "--build", tmp_path / "build"], check=True, capture_output=True)
-    program = tmp_path / "build" / "classify"
-    result = subprocess.run([program, data / "model.pt", data / "clip.mkv"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    clip = pattern(11, 20, 30)[None, [2, 4, 6, 8]]
-    best = load_artifact(data / "model.pt")(clip)[0].argmax().item()
-    assert result.stdout.startswith(f"{LABELS[best]} ")
-    result = subprocess.run([program, data / "text.pt", data / "clip.mkv"], capture_output=True, text=True)
-    assert result.returncode == 4
-    assert "not a SIFA model" in result.stderr

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,22 @@ from .common import AsJson, app, print_table, progress
 
 if TYPE_CHECKING:
     from ..models import VideoClassifier
+
+
+class Format(str, enum.Enum):
+    """What `sifa export` writes."""
+
+    torchscript = "torchscript"
+    aoti = "aoti"
+    exported = "exported"
+
+
+class Precision(str, enum.Enum):
+    """What an exported network computes in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 @app.command()
@@ -37,6 +55,22 @@ def export(
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes, if not the model's own.")
     ] = None,
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="A TorchScript file; an AOTInductor package for this machine; or a portable program, which "
+            "`sifa compile` finishes on the machine that runs it."
+        ),
+    ] = Format.torchscript,
+    precision: Annotated[
+        Precision, typer.Option(help="What the network computes in; float16 is for GPUs.")
+    ] = Precision.float32,
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming", help="The causal variant of the model, as a graph of one step, for streams."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
@@ -49,8 +83,6 @@ def export(
             f"and {model} has weights of its own"
         )
     with progress.status(f"exporting {model}"):
-        from ..artifact import export_torchscript
-
         if trained:
             from ..evaluation.engines import load_model
 
@@ -58,14 +90,35 @@ def export(
             if num_frames is not None:
                 network.set_num_frames(num_frames)
         else:
-            network = _named(model, weights, random_weights, num_frames, num_classes)
-        metadata = export_torchscript(network, output)
+            network = _named(model, weights, random_weights, num_frames, num_classes, streaming)
+        metadata = _write(network, output, format, precision, streaming)
     if as_json:
         print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
         return
     size = output.stat().st_size / 1e6
     print(f"{output}: {network.name}, {len(metadata['labels'])} classes, {size:.1f} MB")
-    print(f"to classify in C++: sifa-run {shlex.quote(str(output))} VIDEO")
+    if format is Format.exported:
+        print(f"to finish it where it will run: sifa compile {shlex.quote(str(output))} -o model.pt2")
+    else:
+        print(f"to classify in C++: sifa-run {shlex.quote(str(output))} VIDEO")
+
+
+@app.command(name="compile")
+def compile_(
+    program: Annotated[Path, typer.Argument(help="What `sifa export --format exported` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, e.g. model.pt2.")],
+    device: Annotated[str, typer.Option(help="Where the package will run: cpu or cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Finish an exported program on the machine that runs it: an AOTInductor package, in a minute or more."""
+    with progress.status(f"compiling {program}"):
+        from ..artifact import compile_program
+
+        metadata = compile_program(program, output, device)
+    if as_json:
+        print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
+    else:
+        print(f"{output}: {metadata['model']['name']}, {device}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -128,6 +181,24 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine and installation have for SIFA, and for every problem what fixes it."""
+    from ..doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings, indent=1))
+    else:
+        for finding in findings:
+            print(f"{finding['name']}: {finding['value']}")
+            for kind in ("problem", "fix"):
+                if finding[kind]:
+                    print(f"  {kind}: {finding[kind]}")
+    if any(finding["problem"] for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path | None,
@@ -163,6 +234,23 @@ def demo(
     print_table(agreement)
     print(f"\nmodel: {result['model']}")
     print(f"where the attention looked: {result['picture']}")
+
+
+def _write(
+    network: VideoClassifier, output: Path, format: Format, precision: Precision, streaming: bool
+) -> dict[str, Any]:
+    """Export in any format; an AOTInductor package by way of the portable program."""
+    from ..artifact import compile_program, export_program, export_torchscript
+
+    settings: dict[str, Any] = {"precision": precision.value, "streaming": streaming}
+    if format is Format.torchscript:
+        return export_torchscript(network, output, **settings)
+    if format is Format.exported:
+        return export_program(network, output, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program.pt2"
+        export_program(network, program, **settings)
+        return compile_program(program, output)
 
 
 def _card(name: str) -> dict[str, Any]:
@@ -204,18 +292,27 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _named(
-    name: str, weights: Path | None, random_weights: bool, num_frames: int | None, num_classes: int | None
+    name: str,
+    weights: Path | None,
+    random_weights: bool,
+    num_frames: int | None,
+    num_classes: int | None,
+    streaming: bool,
 ) -> VideoClassifier:
     """A registered model with its bundled weights, those of a file, or random ones."""
     import torch
 
     from ..models import create_model, model_card
 
-    bundled = next(iter(model_card(name).weights), None)
+    # The bundled weights were trained to look ahead, which a causal model cannot.
+    bundled = None if streaming else next(iter(model_card(name).weights), None)
     pretrained = bundled if weights is None else str(weights)
     if random_weights:
         pretrained = None
         torch.manual_seed(0)
     elif pretrained is None:
-        raise ValueError(f"{name} has no bundled weights: give --weights FILE, or --random-weights")
-    return create_model(name, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained)
+        kind = "weights of its causal variant" if streaming else "weights"
+        raise ValueError(f"{name} has no bundled {kind}: give --weights FILE, or --random-weights")
+    return create_model(
+        name, num_classes=num_classes, num_frames=num_frames, pretrained=pretrained, streaming=streaming
+    )
