@@ -96,6 +96,14 @@ lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-com
 	$(BIN)/mypy
 	$(BIN)/shellcheck scripts/*.sh .ci/run
 
+.PHONY: package
+package: .venv/.dependencies ## the C++ runtime and sifa-run as a .deb and a tarball, in build/package
+	@$(BIN)/cmake -S . -B build/package --log-level=ERROR -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DSIFA_RUNTIME=ON -DSIFA_PYTHON=OFF -DSIFA_RELOCATABLE=ON $(CMAKE_ARGS)
+	@$(BIN)/cmake --build build/package >/dev/null
+	@$(BIN)/cpack --config build/package/CPackConfig.cmake -B build/package >/dev/null
+	@ls build/package/sifa[-_]*.tar.gz build/package/sifa_*.deb
+
 .PHONY: bench
 bench: build ## measure the operator, and what it adds to whole networks (half an hour); results in build/benchmarks
 	@mkdir -p build/benchmarks

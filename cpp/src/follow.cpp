@@ -1,15 +1,14 @@
 // The loop from source to sink.
 #include "follow.h"
 
-#include <array>
 #include <chrono>
-#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "durations.h"
 #include "one_line.h"
 #include "sifa/hysteresis.h"
 #include "sink.h"
@@ -29,44 +28,6 @@ void ask_to_stop(int signal) {
   stop_asked = 1;
   std::signal(signal, SIG_DFL);
 }
-
-double milliseconds(steady_clock::duration duration) {
-  return std::chrono::duration<double, std::milli>(duration).count();
-}
-
-// Percentiles of any number of durations in bounded memory: buckets that are 2 % wide.
-class Durations {
- public:
-  void add(double duration) {
-    const double position = std::log(std::max(duration, kSmallest) / kSmallest) / std::log(kRatio);
-    ++counts_[static_cast<std::size_t>(std::min(position, counts_.size() - 1.0))];
-    ++total_;
-  }
-
-  ordered_json percentiles() const {
-    ordered_json result;
-    for (const int percent : {50, 95, 99})
-      result["p" + std::to_string(percent)] = percentile(percent / 100.0);
-    return result;
-  }
-
- private:
-  static constexpr double kSmallest = 0.001;  // milliseconds
-  static constexpr double kRatio = 1.02;
-
-  ordered_json percentile(double share) const {
-    if (total_ == 0) return nullptr;
-    std::int64_t below = 0;
-    std::size_t i = 0;
-    while (i + 1 < counts_.size() &&
-           static_cast<double>(below += counts_[i]) < share * static_cast<double>(total_))
-      ++i;
-    return kSmallest * std::pow(kRatio, static_cast<double>(i) + 0.5);
-  }
-
-  std::array<std::int64_t, 1100> counts_{};  // up to three quarters of an hour
-  std::int64_t total_ = 0;
-};
 
 class Follower {
  public:

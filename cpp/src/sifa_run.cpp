@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "benchmark.h"
 #include "follow.h"
 #include "one_line.h"
 #include "sifa/classifier.h"
@@ -27,6 +28,9 @@ struct Arguments {
   bool is_stream = false;
   bool no_exec = false;
   bool doctor = false;
+  bool is_benchmark = false;
+  std::int64_t batch = 1;
+  std::int64_t rounds = 30;
 };
 
 std::string result_json(const Arguments& arguments, const sifa::Classifier& classifier,
@@ -130,6 +134,9 @@ void run(Arguments& arguments) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "MODEL is required; see sifa-run --help");
   } else if (arguments.no_exec) {
     std::cout << sifa::read_metadata(arguments.follow.model).json << std::endl;
+  } else if (arguments.is_benchmark) {
+    const FollowArguments& given = arguments.follow;
+    benchmark({given.model, given.source, arguments.batch, arguments.rounds, given.json, given.stream});
   } else if (arguments.follow.source.empty()) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "SOURCE is required; see sifa-run --help");
   } else if (is_stream(arguments)) {
@@ -176,6 +183,18 @@ int checked_main(int argc, char** argv) {
   app.add_flag("--no-exec", arguments.no_exec, "print the model's metadata, and load nothing of its program");
   app.add_flag("--doctor", arguments.doctor,
                "say what this machine and installation have, and what is wrong");
+  const char* const kBenchmark = "Benchmark";
+  app.add_flag("--benchmark", arguments.is_benchmark,
+               "time the model, on frames of its own or, with the decoder, on the video SOURCE")
+      ->group(kBenchmark);
+  app.add_option("--batch", arguments.batch, "clips or streams at a time")
+      ->group(kBenchmark)
+      ->check(CLI::Range(1, 1 << 10))
+      ->capture_default_str();
+  app.add_option("--rounds", arguments.rounds, "how many are timed, after a warm-up")
+      ->group(kBenchmark)
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   const char* const kStreams = "Streams";
   app.add_flag("--stream", arguments.is_stream,
                "slide over a video file instead of classifying it as a whole")

@@ -95,3 +95,13 @@ inline void expect_near(const std::vector<float>& actual, const std::vector<floa
   for (std::size_t i = 0; i < actual.size(); ++i)
     EXPECT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
 }
+
+// Bytes of the process's own in memory, without the pages of files that it has mapped.
+inline std::int64_t resident() {
+  std::ifstream status("/proc/self/status");
+  const std::string name = "RssAnon:";
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind(name, 0) == 0) return std::stoll(line.substr(name.size())) * 1024;
+  }
+  return 0;
+}

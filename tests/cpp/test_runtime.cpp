@@ -1,4 +1,5 @@
 // The C++ runtime on the models and videos of tests/python/make_runtime_data.py, good ones and bad ones.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -191,6 +192,29 @@ TEST(Classify, MovedInstance) {
   EXPECT_EQ(second.classify(frames_of(values)), expected);
   first = std::move(second);
   EXPECT_EQ(first.classify(frames_of(values)), expected);
+}
+
+// Thousands of loads leave nothing in memory, nor the folders that LibTorch unpacks packages to. (The code of
+// a package stays mapped: see aoti_engine.cpp.)
+TEST(Classify, UnloadsWhatItLoaded) {
+  const auto count_folders = [] {
+    const std::filesystem::directory_iterator files("/tmp");
+    return std::count_if(begin(files), end(files), [](const auto& entry) {
+      return entry.path().filename().string().rfind("aotinductor_", 0) == 0;
+    });
+  };
+  const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
+  for (const auto& [file, loads] : {std::pair{"model.pt", 2000}, {"model.pt2", 60}}) {
+    const auto folders = count_folders();
+    std::int64_t early = 0;
+    for (int i = 0; i < loads; ++i) {
+      const Classifier classifier(data(file));
+      classifier.classify(frames_of(values));
+      if (i == loads / 4) early = resident();
+    }
+    EXPECT_LT(resident() - early, std::int64_t{16} << 20) << file;
+    EXPECT_LE(count_folders(), folders + loads / 2) << file;  // other processes may have made some
+  }
 }
 
 TEST(Classify, RefusesFrames) {

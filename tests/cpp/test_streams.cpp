@@ -1,5 +1,4 @@
 // Streams in C++, in both engines: every step equals the clip model, for any length of history.
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -41,14 +40,6 @@ std::vector<StreamPrediction> feed(Stream& stream, std::int64_t begin, std::int6
     if (auto prediction = stream.push(frame(i))) predictions.push_back(std::move(*prediction));
   }
   return predictions;
-}
-
-// Bytes of the process in memory.
-std::int64_t resident() {
-  std::ifstream file("/proc/self/statm");
-  std::int64_t total = 0, pages = 0;
-  file >> total >> pages;
-  return pages * 4096;
 }
 
 class Engines : public testing::TestWithParam<const char*> {};
