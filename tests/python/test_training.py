@@ -351,9 +351,13 @@ def test_autocast_trains_too(motion_videos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_alike(whole, motion_videos, tmp_path):
-    result = train(recipe_of(tmp_path, motion_videos, "--compile=true"))
-    assert result.metrics["val/loss"] == pytest.approx(whole[1].metrics["val/loss"], abs=1e-3)
+def test_a_compiled_network_trains_alike(motion_videos, tmp_path):
+    # Without dropout: the compiler's draws are other ones.
+    losses = []
+    for compiled in ("false", "true"):
+        options = [f"--compile={compiled}", "--model.options={dropout: 0.0}", "--optimizer.name=sgd"]
+        losses.append(train(recipe_of(tmp_path / compiled, motion_videos, *options)).metrics["val/loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_a_broken_video_is_replaced_and_named(motion_videos, tmp_path, capsys):
