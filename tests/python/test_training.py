@@ -409,6 +409,17 @@ def test_who_trains_with_whom(monkeypatch, variables, expected):
     assert Processes.of_environment() == expected
 
 
+def test_a_task_of_slurm_trains_and_stops_as_any_other(motion_videos, tmp_path, monkeypatch):
+    for name, value in [("NTASKS", 1), ("NNODES", 1), ("PROCID", 0), ("LOCALID", 0), ("NODEID", 0)]:
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    with monkeypatch.context() as patch:
+        interrupt(patch, signal.SIGTERM, 0)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            train(recipe_of(tmp_path, motion_videos))
+    assert not list(tmp_path.glob("hpc*"))
+    assert train(recipe_of(tmp_path, motion_videos)).is_first
+
+
 def test_a_training_goes_on_by_the_same_recipe_only(motion_videos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, signal.SIGTERM, 0)

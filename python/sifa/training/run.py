@@ -255,6 +255,13 @@ def make_loaders(
     return TrainingLoader(clips, order, **options), ValidationLoader(views, validation, **options)
 
 
+def environment_plugins() -> list[Any]:
+    """Under SLURM its environment without requeueing: stopping and going on are this package's."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
 def accelerator(recipe: Recipe) -> str:
     """What the recipe trains on, by Lightning's name."""
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
@@ -278,6 +285,7 @@ def make_trainer(recipe: Recipe, folder: Path, processes: Processes, facts: dict
         accelerator=accelerator(recipe),
         devices=processes.per_node,
         num_nodes=processes.nodes,
+        plugins=environment_plugins(),
         strategy="ddp" if processes.count > 1 else "auto",
         precision=recipe.precision,
         max_epochs=recipe.epochs,
