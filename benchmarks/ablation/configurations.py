@@ -42,8 +42,7 @@ class Table:
 
     Attributes:
         title: of the table.
-        rows: (what a row says, the configuration it is), from what the paper finds worst to best, where the
-            paper ranks them.
+        rows: (what a row says, the configuration it is).
     """
 
     title: str

@@ -31,10 +31,10 @@ class Budget:
     """
 
     size: int = 64
-    training: int = 9000
+    training: int = 6000
     held_out: int = 900
     steps: int = 2000
-    batch: int = 32
+    batch: int = 16
     rate: float = 1e-3
 
 

@@ -121,6 +121,18 @@ def test_bench_times_a_training(motion_videos, capsys):
     assert (pace["workers"], pace["batch_size"]) == (1, 2)
 
 
+def test_rendering_says_how_to_train(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("sifa.data.motion_videos.render_task", lambda *arguments: asked.append(arguments[:4]))
+    assert run("data", "motion", tmp_path / "m", "--pairs", "3", "--scenes", "2", "--workers", "1") == 0
+    assert asked == [(tmp_path / "m", 3, 2, 1)]
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/m: 6 videos to train on, 20 to validate on\n"
+        f"to train: sifa train motion --data.train={tmp_path}/m/train.txt "
+        f"--data.validation={tmp_path}/m/val.txt --data.labels={tmp_path}/m/labels.txt\n"
+    )
+
+
 def test_the_motion_task_as_videos(tmp_path):
     render_task(tmp_path, pairs=2, scenes=1, workers=1, size=32)
     labels = (tmp_path / "labels.txt").read_text().splitlines()

@@ -69,7 +69,7 @@ def test_lines(engine, motion_videos, tmp_path):
     videos = [motion_videos / "right-then-left" / "wide.mp4", tmp_path / "broken.mp4"]
     first, second = predict(engine, videos, views=Views(), topk=3)
     assert first["video"] == str(videos[0])
-    assert first["model"] == "sifa_tiny"
+    assert (first["model"], first["views"]) == ("sifa_tiny", "1x1")
     assert first["classes"][0]["label"] == "right-then-left"
     probabilities = [entry["probability"] for entry in first["classes"]]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -77,6 +77,7 @@ def test_lines(engine, motion_videos, tmp_path):
     assert second == {
         "video": str(videos[1]),
         "model": "sifa_tiny",
+        "views": "1x1",
         "error": "it cannot be read as a video",
     }
     (line,) = predict(engine, videos[:1], views=Views(), topk=99)
@@ -152,16 +153,18 @@ def test_broken_videos_are_done_too(run, motion_videos, tmp_path, caplog):
     ("content", "message"),
     [
         (b"text\n", r"out.jsonl:1 is no line of `sifa predict`, so there is nothing to resume"),
-        (b'{"video": "a", "model": "m", "classes": []}\n[]\n', r"out.jsonl:2 is no line of"),
+        (b'{"video": "a", "model": "m", "views": "1x1", "classes": []}\n[]\n', r"out.jsonl:2 is no line of"),
         (b'{"classes": []}\n', r"out.jsonl:1 is no line of"),
-        (b'{"video": "a", "model": "n"}\n', r"out.jsonl:1 comes from the model n, not m: name another file"),
+        (b'{"video": "a", "model": "m"}\n', r"out.jsonl:1 is no line of"),
+        (b'{"video": "a", "model": "n", "views": "1x1"}\n', r"out.jsonl:1 comes from model n, not m: name"),
+        (b'{"video": "a", "model": "m", "views": "2x3"}\n', r"out.jsonl:1 comes from views 2x3, not 1x1: "),
         (b"\xff\xfe\n", r"out.jsonl:1 is no line of"),
     ],
 )
 def test_what_cannot_be_resumed_stays_as_it_is(tmp_path, content, message):
     path = tmp_path / "out.jsonl"
     path.write_bytes(content + b'{"half')
-    with pytest.raises(ValueError, match=message), lines_of(path, "m", True):
+    with pytest.raises(ValueError, match=message), lines_of(path, {"model": "m", "views": "1x1"}, True):
         pass
     assert path.read_bytes() == content + b'{"half'
 

@@ -351,9 +351,13 @@ def test_autocast_trains_too(motion_videos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_alike(whole, motion_videos, tmp_path):
-    result = train(recipe_of(tmp_path, motion_videos, "--compile=true"))
-    assert result.metrics["val/loss"] == pytest.approx(whole[1].metrics["val/loss"], abs=1e-3)
+def test_a_compiled_network_trains_alike(motion_videos, tmp_path):
+    # Without dropout: the compiler's draws are other ones.
+    losses = []
+    for compiled in ("false", "true"):
+        options = [f"--compile={compiled}", "--model.options={dropout: 0.0}", "--optimizer.name=sgd"]
+        losses.append(train(recipe_of(tmp_path / compiled, motion_videos, *options)).metrics["val/loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_a_broken_video_is_replaced_and_named(motion_videos, tmp_path, capsys):
@@ -403,6 +407,17 @@ def test_who_trains_with_whom(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert Processes.of_environment() == expected
+
+
+def test_a_task_of_slurm_trains_and_stops_as_any_other(motion_videos, tmp_path, monkeypatch):
+    for name, value in [("NTASKS", 1), ("NNODES", 1), ("PROCID", 0), ("LOCALID", 0), ("NODEID", 0)]:
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    with monkeypatch.context() as patch:
+        interrupt(patch, signal.SIGTERM, 0)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            train(recipe_of(tmp_path, motion_videos))
+    assert not list(tmp_path.glob("hpc*"))
+    assert train(recipe_of(tmp_path, motion_videos)).is_first
 
 
 def test_a_training_goes_on_by_the_same_recipe_only(motion_videos, tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def predict(
     """Classify videos, a line of JSON each: the most likely classes, or why there are none."""
     from ..evaluation.classify import parse_views
     from ..evaluation.engines import load_engine
-    from ..evaluation.predict import find_videos, lines_of, name_of, parse_shard, shard_of
+    from ..evaluation.predict import find_videos, lines_of, origin_of, parse_shard, shard_of
     from ..evaluation.predict import predict as run
 
     if resume and output is None:
@@ -149,7 +149,10 @@ def predict(
     loaded = load_engine(model, engine, device)
     broken = 0
     # On a terminal the lines are progress enough, and a bar would run through them.
-    lines = nullcontext((set[str](), _print)) if output is None else lines_of(output, name_of(loaded), resume)
+    if output is None:
+        lines: Any = nullcontext((set[str](), _print))
+    else:
+        lines = lines_of(output, origin_of(loaded, chosen), resume)
     with lines as (done, write), progress_bar(output is not None or not sys.stdout.isatty()) as bar:
         left = [video for video in videos if str(video) not in done]
         task = bar.add_task("predicting", total=len(videos), completed=len(videos) - len(left))

@@ -11,7 +11,8 @@ the camera jumps. Scenes are of three kinds, to tell what a network can do:
   whatever the order. It does not help to pool a step over the frame and to relate the pooled steps: they look
   the same. The camera jumps by little, and a region is found again nearly where it was.
 * `far`: the same with long jumps. A region must be found again where it went, by its colour and texture, to
-  see what it does next; on the feature maps that is beyond a rigid window of three pixels.
+  see what it does next: with sifa_tiny on 64 pixels, beyond a window of three pixels of the first feature map
+  that has SIFA, though not of the last.
 
 Under both orders the four steps of a region show the same, at places that do not depend on the order. A
 network that averages over steps without relating them tells the axis and no more: it cannot exceed 50 %. Nor

@@ -71,8 +71,9 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Yield for each video in turn what becomes its line.
 
-    That is its path `video`, the `model`, and the `topk` most likely `classes`, each `label`, `index` and
-    `probability`; or `video`, `model` and `error` for one that cannot be read; a line in the log says why.
+    That is its path `video`, the `model`, the `views`, and the `topk` most likely `classes`, each `label`,
+    `index` and `probability`; or `error` in their place for one that cannot be read; a line in the log says
+    why.
 
     Args:
         engine: the model.
@@ -91,7 +92,7 @@ def predict(
     for index, row in classify(
         *(engine, listed, range(len(videos))), views=views, batch_size=batch_size, workers=workers
     ):
-        facts = {"video": str(videos[index]), "model": name_of(engine)}
+        facts = {"video": str(videos[index]), **origin_of(engine, views)}
         if row is None:
             yield {**facts, "error": "it cannot be read as a video"}
             continue
@@ -105,14 +106,14 @@ def predict(
         }
 
 
-def name_of(engine: Engine) -> str:
-    """How lines name the model: by what it was loaded from."""
-    return str(Path(engine.source))
+def origin_of(engine: Engine, views: Views) -> dict[str, str]:
+    """What every line says of where it comes from: what the model was loaded from, and the views."""
+    return {"model": str(Path(engine.source)), "views": str(views)}
 
 
 @contextmanager
 def lines_of(
-    path: Path, model: str, resume: bool
+    path: Path, origin: dict[str, str], resume: bool
 ) -> Iterator[tuple[set[str], Callable[[dict[str, Any]], None]]]:
     """Open a file of JSON lines; yields the videos that it holds already, and what appends a line.
 
@@ -121,13 +122,13 @@ def lines_of(
 
     Args:
         path: the file.
-        model: what the lines name as their model.
+        origin: what the lines say of it: see `origin_of`.
         resume: go on with a file that is there, instead of refusing it.
 
     Raises:
         FileExistsError: the file is there already.
         FileNotFoundError: its folder is not.
-        ValueError: it is no file of predictions, or of another model's; the line is named.
+        ValueError: it is no file of predictions, or of another model or other views; the line is named.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
@@ -135,7 +136,7 @@ def lines_of(
         raise FileExistsError(
             f"{path} is there already: go on with it with --resume, or remove it, or name another file"
         )
-    done = _completed(path, model) if path.exists() else set()
+    done = _completed(path, origin) if path.exists() else set()
     with path.open("a", encoding="utf-8") as file:
         yield done, lambda entry: _write(file, entry)
 
@@ -145,7 +146,7 @@ def _write(file: TextIO, entry: dict[str, Any]) -> None:
     file.flush()
 
 
-def _completed(path: Path, model: str) -> set[str]:
+def _completed(path: Path, origin: dict[str, str]) -> set[str]:
     """The videos of a file's whole lines; a half one at its end is cut off."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
@@ -153,17 +154,18 @@ def _completed(path: Path, model: str) -> set[str]:
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             entry = json.loads(line)
-            video, writer = entry["video"], entry["model"]
+            video, found = entry["video"], {key: entry[key] for key in origin}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}:{number} is no line of `sifa predict`, so there is nothing to resume: "
                 "name the file of an earlier run"
             ) from error
-        if writer != model:
-            raise ValueError(
-                f"{path}:{number} comes from the model {writer}, not {model}: name another file, "
-                "so that one file holds the predictions of one model"
-            )
+        for key, value in origin.items():
+            if found[key] != value:
+                raise ValueError(
+                    f"{path}:{number} comes from {key} {found[key]}, not {value}: name another file, "
+                    "so that one file holds predictions of one kind"
+                )
         done.add(video)
     if len(whole) < len(content):
         os.truncate(path, len(whole))

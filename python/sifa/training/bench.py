@@ -1,17 +1,18 @@
-"""Whether reading videos keeps up with the model: the training's own loader and steps, timed."""
+"""Whether reading videos keeps up with the model: some steps of a training, timed, and nothing saved."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
-import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..data.clips import TrainingClips
-from .loading import TrainingOrder
-from .module import heads_loss, make_optimizer
+from .loading import TrainingLoader, TrainingOrder
+from .module import ClassifierTraining
 from .recipe import Recipe
-from .run import make_loaders, make_model, read_videos
+from .run import accelerator, make_loaders, make_model, quiet, read_videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Pace:
 
 
 def measure(recipe: Recipe, clips: int = 16, steps: int = 8) -> Pace:
-    """Read some clips in this process, then train for some steps with the recipe's workers.
+    """Read some clips in this process, then train in it for some steps, with the recipe's workers.
 
     Args:
-        recipe: a training; nothing is saved.
+        recipe: a training.
         clips: that are read one by one.
         steps: that are timed, after one that is not.
 
@@ -49,31 +50,28 @@ def measure(recipe: Recipe, clips: int = 16, steps: int = 8) -> Pace:
     """
     training, held_out = read_videos(recipe)
     model = make_model(recipe, training.labels)
-    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
-    model = model.to("cuda" if on_gpu else "cpu").train()
     order = TrainingOrder(len(training.videos), recipe.batch_size, recipe.accumulate, seed=recipe.seed)
     loader, _ = make_loaders(recipe, model, training, held_out, order)
     whole, plain = _processor_time(loader.dataset, clips), _processor_time(loader.dataset.plain(), clips)
-
-    optimizer = make_optimizer(model, recipe.optimizer)
-    began = waited = 0.0
-    parts = 0
-    while parts < (steps + 1) * recipe.accumulate:
-        for batch in loader:
-            if parts == recipe.accumulate:  # the first step starts the workers
-                began, waited = time.perf_counter(), loader.waited
-            frames = batch["frames"].to(model.head.weight.device)
-            clip = frames.permute(0, 4, 1, 2, 3).float().div(255)
-            heads_loss(model.forward_heads(clip), batch["label"].to(frames.device), recipe.loss).backward()
-            parts += 1
-            if parts % recipe.accumulate == 0:
-                optimizer.step()
-                optimizer.zero_grad()
-            if parts == (steps + 1) * recipe.accumulate:
-                break
-    if on_gpu:
-        torch.cuda.synchronize()
-    total, waiting = time.perf_counter() - began, loader.waited - waited
+    clock = _Clock(loader)
+    with quiet():
+        trainer = Trainer(
+            accelerator=accelerator(recipe),
+            devices=1,
+            precision=recipe.precision,
+            max_steps=steps + 1,
+            max_epochs=-1,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.optimizer.gradient_clip,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(ClassifierTraining(model, recipe, order.steps), loader)
+    (began, waited_before), (ended, waited) = clock.steps[1], clock.steps[steps + 1]
+    total, waiting = ended - began, waited - waited_before
     return Pace(
         clips_per_second=1 / whole,
         read_milliseconds=1000 * plain,
@@ -83,6 +81,19 @@ def measure(recipe: Recipe, clips: int = 16, steps: int = 8) -> Pace:
         workers=recipe.data.workers,
         batch_size=recipe.batch_size,
     )
+
+
+class _Clock(Callback):
+    """When each number of steps was done, and how long had been waited by then."""
+
+    def __init__(self, loader: TrainingLoader) -> None:
+        self.loader = loader
+        self.steps: dict[int, tuple[float, float]] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps.setdefault(trainer.global_step, (time.perf_counter(), self.loader.waited))
 
 
 def _processor_time(dataset: TrainingClips, clips: int) -> float:

@@ -255,10 +255,22 @@ def make_loaders(
     return TrainingLoader(clips, order, **options), ValidationLoader(views, validation, **options)
 
 
+def environment_plugins() -> list[Any]:
+    """Under SLURM its environment without requeueing: stopping and going on are this package's."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def accelerator(recipe: Recipe) -> str:
+    """What the recipe trains on, by Lightning's name."""
+    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
+    return "gpu" if on_gpu else "cpu"
+
+
 def make_trainer(recipe: Recipe, folder: Path, processes: Processes, facts: dict[str, Any]) -> Trainer:
     """Lightning's trainer as the recipe wants it."""
-    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
-    if recipe.sync_batchnorm and not on_gpu:
+    if recipe.sync_batchnorm and accelerator(recipe) != "gpu":
         raise ValueError("sync_batchnorm works on GPUs only: give --sync_batchnorm=false")
     callbacks: list[Callback] = []
     if recipe.ema is not None:
@@ -270,9 +282,10 @@ def make_trainer(recipe: Recipe, folder: Path, processes: Processes, facts: dict
     start = len(list((folder / "logs").glob("*")))
     logs: dict[str, Any] = {"save_dir": folder, "name": "logs", "version": str(start)}
     return Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
+        accelerator=accelerator(recipe),
         devices=processes.per_node,
         num_nodes=processes.nodes,
+        plugins=environment_plugins(),
         strategy="ddp" if processes.count > 1 else "auto",
         precision=recipe.precision,
         max_epochs=recipe.epochs,
