@@ -58,8 +58,7 @@ std::vector<float> Classifier::classify(const Frames& clips) const {
 
 VideoPrediction Classifier::classify(const std::string& path) const {
   const auto begin = std::chrono::steady_clock::now();
-  const Video video =
-      read_video(path, metadata().num_frames, metadata().frame_stride, metadata().sampling);
+  const Video video = read_video(path, metadata().num_frames, metadata().frame_stride, metadata().sampling);
   VideoPrediction prediction;
   prediction.decode_ms = milliseconds_since(begin);
   prediction.total_frames = video.total_frames;
