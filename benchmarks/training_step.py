@@ -3,8 +3,8 @@
 python benchmarks/training_step.py [--model NAME] [--rounds N] [--device cuda]
 
 Both are the same network but for ``temporal=None``, on a clip of the card's size, with a loss on every head.
-Offsets are random, of one pixel. They are timed in turns, one step each per round: on a CPU by processor time,
-which other work on the machine hardly changes, so that what counts is the ratio and not the seconds.
+Offsets are random, of one pixel. They are timed in turns, one step each per round: on a CPU by processor
+time, which other work on the machine hardly changes, so that what counts is the ratio and not the seconds.
 """
 
 from __future__ import annotations
