@@ -6,7 +6,7 @@ python benchmarks/ablation/run.py --json build/ablation-quick.json --quick
 
 The clips are rendered once and kept in build/ablation. The file is written after every training, and a run
 that finds it goes on where it ended: no training is done twice. When the minutes are over, what is under way
-is given up. All 54 trainings take about an hour and a half on two idle cores of a 2.8 GHz Xeon. `table.py`
+is given up. All 54 trainings take about an hour and a half on two idle cores of an AMD EPYC. `table.py`
 makes the tables of the file.
 """
 
