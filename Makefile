@@ -108,7 +108,7 @@ package: .venv/.dependencies ## the C++ runtime and sifa-run as a .deb and a tar
 bench: build ## measure the operator, and what it adds to whole networks (half an hour); results in build/benchmarks
 	@mkdir -p build/benchmarks
 	@$(BIN)/python benchmarks/attention.py --json build/benchmarks/attention.json | tee build/benchmarks/attention.md
-	@$(BIN)/python benchmarks/models.py --models sifa_resnet50 --rounds 15 --json build/benchmarks/models.json \
+	@$(BIN)/python benchmarks/models.py --rounds 15 --json build/benchmarks/models.json \
 	  | tee build/benchmarks/models.md
 
 .PHONY: clean
