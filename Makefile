@@ -22,6 +22,9 @@ BUILD_DIR := build/cmake
 CXX_SOURCES := CMakeLists.txt pyproject.toml scripts/sifa_build_backend.py \
                $(shell find kernels cpp cmake python/bindings 2>/dev/null)
 PYTEST := $(BIN)/python -m pytest
+# The servers and encoders that streams are tested with.
+TEST_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools \
+                 $(addprefix gstreamer1.0-plugins-,base good bad ugly)
 
 .PHONY: help
 help: ## list the targets
@@ -58,6 +61,7 @@ demo: build ## classify a rendered video with the C++ program and draw where the
 
 .PHONY: build-tests
 build-tests: build
+	@scripts/setup.sh packages $(TEST_PACKAGES)
 	@scripts/setup.sh build-tests $(BUILD_DIR)
 
 .PHONY: test
@@ -92,11 +96,19 @@ lint: .venv/.dependencies ## ruff, clang-format, mypy and shellcheck, as pre-com
 	$(BIN)/mypy
 	$(BIN)/shellcheck scripts/*.sh .ci/run
 
+.PHONY: package
+package: .venv/.dependencies ## the C++ runtime and sifa-run as a .deb and a tarball, in build/package
+	@$(BIN)/cmake -S . -B build/package --log-level=ERROR -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DSIFA_RUNTIME=ON -DSIFA_PYTHON=OFF -DSIFA_RELOCATABLE=ON $(CMAKE_ARGS)
+	@$(BIN)/cmake --build build/package >/dev/null
+	@$(BIN)/cpack --config build/package/CPackConfig.cmake -B build/package >/dev/null
+	@ls build/package/sifa[-_]*.tar.gz build/package/sifa_*.deb
+
 .PHONY: bench
 bench: build ## measure the operator, and what it adds to whole networks (half an hour); results in build/benchmarks
 	@mkdir -p build/benchmarks
 	@$(BIN)/python benchmarks/attention.py --json build/benchmarks/attention.json | tee build/benchmarks/attention.md
-	@$(BIN)/python benchmarks/models.py --models sifa_resnet50 --rounds 15 --json build/benchmarks/models.json \
+	@$(BIN)/python benchmarks/models.py --rounds 15 --json build/benchmarks/models.json \
 	  | tee build/benchmarks/models.md
 
 .PHONY: clean

@@ -65,8 +65,9 @@ target_link_libraries(
                        -Wl,--push-state,--no-as-needed ${_torch_libraries} -Wl,--pop-state)
 
 # Where the installed libraries (sifa/lib in site-packages) find their own kind and torch. A build in place and an editable
-# install also name the torch they were built with; a wheel does not, since that folder is gone when it is installed.
+# install also name the torch they were built with; what goes to other machines (a wheel, a package) does not.
+option(SIFA_RELOCATABLE "Name no folder of this machine in what is installed: torch is then looked for beside sifa/" OFF)
 set(SIFA_RPATH "$ORIGIN" "$ORIGIN/../../torch/lib")
-if(NOT SKBUILD_STATE STREQUAL "wheel")
+if(NOT SIFA_RELOCATABLE AND NOT SKBUILD_STATE STREQUAL "wheel")
   list(APPEND SIFA_RPATH "${SIFA_TORCH_LIBRARY_DIR}")
 endif()

@@ -57,8 +57,8 @@ missing_packages() {
   for package in ffmpeg libcli11-dev libgtest-dev nlohmann-json3-dev zlib1g-dev; do
     is_installed "$package" || echo "$package"
   done
-  # A full OpenCV, such as NVIDIA's for Jetson, already has both parts and conflicts with Debian's.
-  for package in libopencv-videoio-dev libopencv-imgproc-dev; do
+  # A full OpenCV, such as NVIDIA's for Jetson, already has these parts and conflicts with Debian's.
+  for package in libopencv-videoio-dev libopencv-imgcodecs-dev libopencv-imgproc-dev; do
     is_installed libopencv-dev || is_installed "$package" || echo "$package"
   done
   # Debian splits Python; an interpreter from elsewhere has venv and headers, or its owner must add them.
@@ -154,7 +154,8 @@ for line in lines:
 EOF
 }
 
-# What the package needs, or with "dev" what its developers need, from pyproject.toml.
+# What the package needs, or what one of its extras adds, from pyproject.toml. "dev" names "sifa[train]", which is
+# asked for by itself: it stands on torch, and is installed as what the package needs is.
 requirements() {
   .venv/bin/python - "$@" <<'EOF'
 import sys
@@ -166,8 +167,9 @@ except ModuleNotFoundError:  # Python 3.10
 
 with open("pyproject.toml", "rb") as file:
     pyproject = tomllib.load(file)
-if sys.argv[1:] == ["dev"]:
-    print(*pyproject["project"]["optional-dependencies"]["dev"], sep="\n")
+if sys.argv[1:]:
+    extra = pyproject["project"]["optional-dependencies"][sys.argv[1]]
+    print(*(name for name in extra if not name.startswith("sifa[")), sep="\n")
 else:
     print(*pyproject["tool"]["dynamic-metadata"][0]["dependencies"], sep="\n")
 EOF
@@ -200,7 +202,7 @@ make_venv() {
     { read -r TORCH && read -r TORCH_INDEX; } <.venv/.settings
   fi
   say "Installing Python packages into .venv (the first time this downloads several GB)"
-  mapfile -t dependencies < <(requirements)
+  mapfile -t dependencies < <(requirements && requirements train)
   mapfile -t tools < <(requirements dev)
   if [[ $TORCH == existing ]]; then
     constraints_beside_existing >.venv/.constraints

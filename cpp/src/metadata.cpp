@@ -20,6 +20,8 @@ constexpr std::int64_t kMaxFrames = 1 << 14;
 constexpr std::int64_t kMaxFrameStride = 1 << 20;
 constexpr std::int64_t kMaxSide = 1 << 14;
 constexpr std::uint64_t kMaxReferenceSize = std::uint64_t{1} << 30;  // bytes
+constexpr std::size_t kMaxState = 1 << 10;                           // tensors
+constexpr std::int64_t kMaxStateSize = 1 << 28;                      // numbers, for one stream
 
 // A value as it stands in the file, for an error message: ASCII, and not too long.
 std::string quoted(const json& value) {
@@ -78,6 +80,40 @@ class FieldReader {
   std::string prefix_;
 };
 
+std::vector<StateTensor> parse_state(const FieldReader& fields) {
+  const std::string kState = "a list of 1 to " + std::to_string(kMaxState) +
+                             " objects, each with a shape of positive integers and a dtype of float32, "
+                             "float16, bfloat16, int64";
+  const json& entries = fields.field("state", kState, [](const json& value) {
+    return value.is_array() && !value.empty() && value.size() <= kMaxState;
+  });
+  std::vector<StateTensor> state;
+  std::int64_t total = 0;
+  for (const json& entry : entries) {
+    if (!entry.is_object() || !entry.contains("shape") || !entry["shape"].is_array() ||
+        !entry.contains("dtype") || !entry["dtype"].is_string()) {
+      fields.refuse("state", kState);
+    }
+    StateTensor tensor{{}, entry["dtype"].get<std::string>()};
+    const std::string& dtype = tensor.dtype;
+    if (dtype != "float32" && dtype != "float16" && dtype != "bfloat16" && dtype != "int64") {
+      fields.refuse("state", kState);
+    }
+    std::int64_t size = 1;
+    for (const json& side : entry["shape"]) {
+      if (!FieldReader::is_integer(side) || !FieldReader::in_range(side, 1, kMaxStateSize / size)) {
+        fields.refuse("state", kState);
+      }
+      tensor.shape.push_back(side.get<std::int64_t>());
+      size *= tensor.shape.back();
+    }
+    total += size;
+    if (total > kMaxStateSize) fields.refuse("state", kState);
+    state.push_back(std::move(tensor));
+  }
+  return state;
+}
+
 Metadata parse(const std::string& text, const std::string& path) {
   const json document = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!document.is_object()) {
@@ -89,27 +125,30 @@ Metadata parse(const std::string& text, const std::string& path) {
   metadata.json = text;
 
   // First what decides whether the other fields mean what this version thinks they mean.
-  const auto unsupported = [&](const std::string& what, const std::string& known) {
+  const auto unsupported = [&](const std::string& what, const std::vector<std::string>& known) {
+    std::string choices;
+    for (const std::string& choice : known) choices += (choices.empty() ? "" : " or ") + choice;
     throw Error(ErrorCode::kUnsupportedSchema, path + " has " + what + ", this version of SIFA reads " +
-                                                   known +
+                                                   choices +
                                                    "; export the model again, or use the SIFA that wrote it");
   };
   const json& version = fields.field("schema_version", "an integer", FieldReader::is_integer);
   if (!FieldReader::in_range(version, kSchemaVersion, kSchemaVersion)) {
-    unsupported("schema version " + quoted(version), std::to_string(kSchemaVersion));
+    unsupported("schema version " + quoted(version), {std::to_string(kSchemaVersion)});
   }
   metadata.schema_version = kSchemaVersion;
   struct Choice {
     const char* name;
     std::string Metadata::* member;
-    const char* known;
+    std::vector<std::string> known;
   };
   for (const Choice& choice :
-       {Choice{"kind", &Metadata::kind, "clip"}, Choice{"format", &Metadata::format, "torchscript"},
-        Choice{"sampling", &Metadata::sampling, "center"},
-        Choice{"precision", &Metadata::precision, "float32"}}) {
+       {Choice{"kind", &Metadata::kind, {"clip", "streaming"}},
+        Choice{"format", &Metadata::format, {"torchscript", "aoti", "exported"}},
+        Choice{"sampling", &Metadata::sampling, {"center", "segments"}},
+        Choice{"precision", &Metadata::precision, {"float32", "float16", "bfloat16"}}}) {
     metadata.*choice.member = fields.text(choice.name);
-    if (metadata.*choice.member != choice.known) {
+    if (std::find(choice.known.begin(), choice.known.end(), metadata.*choice.member) == choice.known.end()) {
       unsupported(std::string(choice.name) + " " + quoted(document[choice.name]), choice.known);
     }
   }
@@ -117,6 +156,7 @@ Metadata parse(const std::string& text, const std::string& path) {
   metadata.model = FieldReader(fields.object("model"), path, "model.").text("name");
   metadata.num_frames = fields.integer("num_frames", 1, kMaxFrames);
   metadata.frame_stride = fields.integer("frame_stride", 1, kMaxFrameStride);
+  metadata.temporal_stride = fields.integer("temporal_stride", 1, metadata.num_frames);
   metadata.torch_version = fields.text("torch_version");
   metadata.sifa_version = fields.text("sifa_version");
   metadata.operator_schema = fields.text("operator_schema");
@@ -156,6 +196,16 @@ Metadata parse(const std::string& text, const std::string& path) {
   const auto is_number = [](const json& value) { return value.is_number(); };
   metadata.reference_tolerance = reference.field("tolerance", "a number above 0", is_number).get<double>();
   if (!(metadata.reference_tolerance > 0.0)) reference.refuse("tolerance", "a number above 0");
+  if (metadata.kind == "streaming") {
+    if (metadata.num_frames % metadata.temporal_stride != 0) {
+      fields.refuse("temporal_stride", "a divisor of num_frames, " + std::to_string(metadata.num_frames));
+    }
+    metadata.state = parse_state(fields);
+  }
+  if (metadata.format == "aoti") {
+    const FieldReader compiled(fields.object("compiled_for"), path, "compiled_for.");
+    metadata.compiled_for = {compiled.text("device"), compiled.text("machine"), compiled.text("cpu")};
+  }
   return metadata;
 }
 

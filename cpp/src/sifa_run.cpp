@@ -1,51 +1,46 @@
-// sifa-run: classifies a video file with a model file, for people and (--json) for programs.
+// sifa-run: classifies a video file, or follows a stream, with a model file; for people and (--json)
+// programs.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <chrono>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <sstream>
 
+#include "benchmark.h"
+#include "follow.h"
 #include "one_line.h"
 #include "sifa/classifier.h"
+#include "sifa/doctor.h"
+#include "top_classes.h"
+#include "uri.h"
 
 namespace {
 
 struct Arguments {
-  std::string model;
-  std::string video;
-  std::size_t topk = 5;
-  bool json = false;
-  sifa::ClassifierOptions options;
+  FollowArguments follow;  // what classifying a file needs is among it
+  bool is_stream = false;
+  bool no_exec = false;
+  bool doctor = false;
+  bool is_benchmark = false;
+  std::int64_t batch = 1;
+  std::int64_t rounds = 30;
 };
 
-// The indices of the `count` highest probabilities, the highest first, of equals the first class first.
-std::vector<std::size_t> top_classes(const std::vector<float>& probabilities, std::size_t count) {
-  std::vector<std::size_t> order(probabilities.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return probabilities[a] > probabilities[b]; });
-  order.resize(std::min(count, order.size()));
-  return order;
-}
-
-std::string as_json(const Arguments& arguments, const sifa::Classifier& classifier,
-                    const sifa::VideoPrediction& prediction, double load_ms, double total_ms) {
+std::string result_json(const Arguments& arguments, const sifa::Classifier& classifier,
+                        const sifa::VideoPrediction& prediction, double load_ms, double total_ms) {
   using nlohmann::ordered_json;
-  ordered_json classes = ordered_json::array();
-  for (const std::size_t index : top_classes(prediction.probabilities, arguments.topk)) {
-    classes.push_back({{"label", classifier.labels()[index]},
-                       {"index", index},
-                       {"probability", prediction.probabilities[index]}});
-  }
+  const std::vector<std::size_t> best = top_classes(prediction.probabilities, arguments.follow.topk);
   const ordered_json result = {
-      {"model", arguments.model},
-      {"video", arguments.video},
-      {"classes", classes},
+      {"model", arguments.follow.model},
+      {"video", arguments.follow.source},
+      {"classes", as_json(best, prediction.probabilities, classifier.labels())},
       {"frames", {{"total", prediction.total_frames}, {"indices", prediction.indices}}},
       {"timings_ms",
        {{"load", load_ms},
@@ -56,11 +51,11 @@ std::string as_json(const Arguments& arguments, const sifa::Classifier& classifi
   return result.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
 
-std::string as_text(const Arguments& arguments, const sifa::Classifier& classifier,
-                    const sifa::VideoPrediction& prediction, double load_ms, double total_ms) {
+std::string result_text(const Arguments& arguments, const sifa::Classifier& classifier,
+                        const sifa::VideoPrediction& prediction, double load_ms, double total_ms) {
   std::ostringstream text;
   char number[64];
-  for (const std::size_t index : top_classes(prediction.probabilities, arguments.topk)) {
+  for (const std::size_t index : top_classes(prediction.probabilities, arguments.follow.topk)) {
     std::snprintf(number, sizeof number, "%7.4f  ", prediction.probabilities[index]);
     text << number << sifa::one_line(classifier.labels()[index]) << "\n";
   }
@@ -78,18 +73,78 @@ std::string as_text(const Arguments& arguments, const sifa::Classifier& classifi
   return text.str();
 }
 
-void run(const Arguments& arguments) {
+void classify(const Arguments& arguments) {
   const auto begin = std::chrono::steady_clock::now();
   const auto elapsed_ms = [&] {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   };
-  const sifa::Classifier classifier(arguments.model, arguments.options);
+  const sifa::Classifier classifier(arguments.follow.model, arguments.follow.stream);
   const double load_ms = elapsed_ms();
-  const sifa::VideoPrediction prediction = classifier.classify(arguments.video);
-  std::cout << (arguments.json ? as_json : as_text)(arguments, classifier, prediction, load_ms, elapsed_ms())
+  const sifa::VideoPrediction prediction = classifier.classify(arguments.follow.source);
+  std::cout << (arguments.follow.json ? result_json : result_text)(arguments, classifier, prediction, load_ms,
+                                                                   elapsed_ms())
             << std::flush;
   if (!std::cout)
     throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
+}
+
+// A clip's model classifies a file as a whole, unless it is asked to slide over it.
+bool is_stream(const Arguments& arguments) {
+  const sifa::SourceUri uri = sifa::parse_source(arguments.follow.source);
+  const bool is_file =
+      uri.kind == sifa::SourceKind::kPath && !std::filesystem::is_directory(std::filesystem::path(uri.what));
+  return !is_file || arguments.is_stream || !arguments.follow.sink.empty() ||
+         sifa::read_metadata(arguments.follow.model).kind == "streaming";
+}
+
+// "640x480" as width and height.
+std::string parse_size(const std::string& text, sifa::SourceOptions& options) {
+  int end = 0;
+  if (std::sscanf(text.c_str(), "%5" SCNd64 "x%5" SCNd64 "%n", &options.width, &options.height, &end) == 2 &&
+      static_cast<std::size_t>(end) == text.size()) {
+    return "";
+  }
+  return "must be WIDTHxHEIGHT, such as 640x480, got " + text;
+}
+
+void print_findings(bool json) {
+  const std::vector<sifa::Finding> findings = sifa::examine();
+  bool has_problem = false;
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const sifa::Finding& finding : findings) {
+    has_problem |= !finding.problem.empty();
+    list.push_back({{"name", finding.name},
+                    {"value", finding.value},
+                    {"problem", finding.problem},
+                    {"fix", finding.fix}});
+    if (json) continue;
+    std::cout << finding.name << ": " << finding.value << "\n";
+    if (!finding.problem.empty()) std::cout << "  problem: " << finding.problem << "\n";
+    if (!finding.fix.empty()) std::cout << "  fix: " << finding.fix << "\n";
+  }
+  if (json) std::cout << list.dump() << "\n";
+  std::cout << std::flush;
+  if (has_problem) throw sifa::Error(sifa::ErrorCode::kOther, "there are problems: see above");
+}
+
+void run(Arguments& arguments) {
+  if (arguments.doctor) {
+    print_findings(arguments.follow.json);
+  } else if (arguments.follow.model.empty()) {
+    throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "MODEL is required; see sifa-run --help");
+  } else if (arguments.no_exec) {
+    std::cout << sifa::read_metadata(arguments.follow.model).json << std::endl;
+  } else if (arguments.is_benchmark) {
+    const FollowArguments& given = arguments.follow;
+    benchmark({given.model, given.source, arguments.batch, arguments.rounds, given.json, given.stream});
+  } else if (arguments.follow.source.empty()) {
+    throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "SOURCE is required; see sifa-run --help");
+  } else if (is_stream(arguments)) {
+    arguments.follow.json |= arguments.follow.sink == "-" || isatty(STDOUT_FILENO) == 0;
+    follow(arguments.follow);
+  } else {
+    classify(arguments);
+  }
 }
 
 int fail(sifa::ErrorCode code, const std::string& message) {
@@ -103,18 +158,65 @@ int checked_main(int argc, char** argv) {
   setenv("OPENCV_FFMPEG_LOGLEVEL", "-8", /*overwrite=*/0);
 
   Arguments arguments;
-  CLI::App app("Classifies a video file with a model that `sifa export` wrote.", "sifa-run");
+  FollowArguments& follow = arguments.follow;
+  std::vector<float> thresholds;
+  std::string size;
+  double give_up_after = 0.0;
+  CLI::App app("Classifies a video file, or follows a stream, with a model that `sifa export` wrote.",
+               "sifa-run");
   app.set_version_flag("--version", SIFA_VERSION);
-  app.add_option("MODEL", arguments.model, "model file")->required();
-  app.add_option("VIDEO", arguments.video, "video file")->required();
-  app.add_option("--topk", arguments.topk, "how many classes to print")
+  app.add_option("MODEL", follow.model, "model file");
+  app.add_option("SOURCE", follow.source,
+                 "a video file, a folder of images, /dev/video0, csi://0, rtsp://, http://, udp://, "
+                 "gst://PIPELINE, or - for raw RGB on standard input");
+  app.add_option(
+      "SINK", follow.sink,
+      "annotated video: a file (.mp4, .mkv, .avi), rtp://HOST:PORT, udp://HOST:PORT, gst://PIPELINE "
+      "(gst://autovideosink is a window); - is none, with lines of JSON");
+  app.add_option("--topk", follow.topk, "how many classes to print")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 30))
       ->capture_default_str();
-  app.add_option("--device", arguments.options.device, "cpu, cuda or cuda:<index>")->capture_default_str();
-  app.add_option("--threads", arguments.options.threads,
-                 "threads of one operation (default: LibTorch's choice)")
+  app.add_option("--device", follow.stream.device, "cpu, cuda or cuda:<index>")->capture_default_str();
+  app.add_option("--threads", follow.stream.threads, "threads of one operation (default: LibTorch's choice)")
       ->check(CLI::Range(1, 1 << 16));
-  app.add_flag("--json", arguments.json, "print JSON");
+  app.add_flag("--json", follow.json, "print JSON; of streams always where no terminal reads it");
+  app.add_flag("--no-exec", arguments.no_exec, "print the model's metadata, and load nothing of its program");
+  app.add_flag("--doctor", arguments.doctor,
+               "say what this machine and installation have, and what is wrong");
+  const char* const kBenchmark = "Benchmark";
+  app.add_flag("--benchmark", arguments.is_benchmark,
+               "time the model, on frames of its own or, with the decoder, on the video SOURCE")
+      ->group(kBenchmark);
+  app.add_option("--batch", arguments.batch, "clips or streams at a time")
+      ->group(kBenchmark)
+      ->check(CLI::Range(1, 1 << 10))
+      ->capture_default_str();
+  app.add_option("--rounds", arguments.rounds, "how many are timed, after a warm-up")
+      ->group(kBenchmark)
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  const char* const kStreams = "Streams";
+  app.add_flag("--stream", arguments.is_stream,
+               "slide over a video file instead of classifying it as a whole")
+      ->group(kStreams);
+  app.add_option("--size", size, "WIDTHxHEIGHT of raw frames")
+      ->group(kStreams)
+      ->check([&](const std::string& text) { return parse_size(text, follow.capture); });
+  app.add_option("--frame-stride", follow.stream.frame_stride,
+                 "use every n-th frame (default: what the model was trained with)")
+      ->group(kStreams)
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--hop", follow.stream.hop,
+                 "used frames between two predictions (default: one step of the model)")
+      ->group(kStreams)
+      ->check(CLI::Range(1, 1 << 14));
+  app.add_option("--decide", thresholds,
+                 "ENTER LEAVE: decide for a class from a probability on, until below another")
+      ->group(kStreams)
+      ->expected(2);
+  app.add_option("--give-up-after", give_up_after, "seconds to wait for a lost source (default: for ever)")
+      ->group(kStreams)
+      ->check(CLI::Range(0.001, 1e9));
   app.footer(
       "Exit codes: 0 ok, 2 usage, 3 file not found, 4 not a SIFA model, 5 damaged model, 6 unsupported "
       "schema version,\n"
@@ -126,6 +228,8 @@ int checked_main(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help and --version
     return fail(sifa::ErrorCode::kInvalidArgument, std::string(error.what()) + "; see sifa-run --help");
   }
+  if (!thresholds.empty()) follow.thresholds = {thresholds[0], thresholds[1]};
+  follow.capture.give_up_after = std::chrono::milliseconds(static_cast<std::int64_t>(1000.0 * give_up_after));
   run(arguments);
   return 0;
 }

@@ -12,7 +12,7 @@
 namespace sifa {
 namespace {
 
-ReadVideo* load() {
+void* load() {
   const std::string path = library_folder() + "/libsifa_video.so";
   if (!file_exists(path)) {
     throw Error(ErrorCode::kVideoCannotBeOpened,
@@ -21,24 +21,53 @@ ReadVideo* load() {
   }
   std::string reason;
   void* handle = open_library(path, reason);
-  void* function = handle == nullptr ? nullptr : dlsym(handle, kReadVideoSymbol);
+  if (handle == nullptr) {
+    throw Error(ErrorCode::kVideoCannotBeOpened,
+                "SIFA's video library cannot be loaded: " + one_line(reason));
+  }
+  return handle;
+}
+
+template <typename Function>
+Function* find(const char* symbol) {
+  static void* const library = load();  // tried again at the next call if it throws
+  void* function = dlsym(library, symbol);
   if (function == nullptr) {
     throw Error(ErrorCode::kVideoCannotBeOpened,
-                "SIFA's video library cannot be loaded: " + one_line(handle == nullptr ? reason : path));
+                std::string("SIFA's video library is another version's: it has no ") + symbol);
   }
-  return reinterpret_cast<ReadVideo*>(function);
+  return reinterpret_cast<Function*>(function);
 }
 
 }  // namespace
 
-Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride) {
-  static ReadVideo* const read = load();  // tried again at the next call if it throws
+Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
+                 const std::string& sampling) {
+  ReadVideo* const read = find<ReadVideo>(kReadVideoSymbol);
   if (!file_exists(path)) {
     throw Error(ErrorCode::kFileNotFound, "video file not found: " + path);
   }
   Video video;
-  read(path, num_frames, frame_stride, video);
+  read(path, num_frames, frame_stride, sampling, video);
   return video;
+}
+
+std::unique_ptr<Source> open_video_source(const SourceUri& uri) {
+  OpenVideoSource* const open = find<OpenVideoSource>(kOpenVideoSourceSymbol);
+  if (uri.kind == SourceKind::kPath && !file_exists(uri.what)) {
+    throw Error(ErrorCode::kFileNotFound, "video file or folder not found: " + uri.what);
+  }
+  std::unique_ptr<Source> source;
+  open(uri, source);
+  return source;
+}
+
+void describe_video(Finding& finding) { find<DescribeVideo>(kDescribeVideoSymbol)(finding); }
+
+std::unique_ptr<Sink> open_video_sink(const std::string& uri, double frames_per_second) {
+  std::unique_ptr<Sink> sink;
+  find<OpenVideoSink>(kOpenVideoSinkSymbol)(uri, frames_per_second, sink);
+  return sink;
 }
 
 }  // namespace sifa

@@ -102,7 +102,7 @@ def run_demo(folder: Path, progress: Callable[[str], Any] = lambda text: None) -
     classes, cpp = classify_with_cpp(artifact, video, model.num_classes)
 
     classifier = FrameClassifier(model).eval()
-    frames, _ = read_frames(video, model.num_frames, model.frame_stride)
+    frames, _ = read_frames(video, model.num_frames, model.frame_stride, model.sampling)
     with torch.inference_mode():
         progress("classifying in Python, eager")
         eager = classifier(frames.unsqueeze(0))[0].tolist()

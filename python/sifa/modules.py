@@ -109,40 +109,77 @@ class SIFA(nn.Module):
             )
         # The operator would convert it too, once as query and once as memory.
         clip = clip.contiguous(memory_format=torch.channels_last_3d)
+        return self._attend(clip, clip, self.frame_shift, self.edge)
+
+    def step(self, frame: Tensor, memory: Tensor, first: Tensor) -> Tensor:
+        """What ``forward`` makes of the newest frame of a clip, given only the frame before it.
+
+        Args:
+            frame: (N, C, 1, H, W), the newest frame of each of N streams.
+            memory: likewise, the frame before it.
+            first: (N,) bool: the stream begins here, and its row of ``memory``, whatever it holds, is unused.
+
+        Returns:
+            (N, C, 1, H, W).
+
+        Raises:
+            RuntimeError: the block looks ahead, or ``frame`` is not (N, channels, 1, H, W).
+        """
+        if self.frame_shift != -1 or self.offset_from == "clip":
+            raise RuntimeError(
+                "SIFA: only a block that looks one frame back can be stepped (frame_shift=-1, and no "
+                f'offset_from="clip"), got frame_shift={self.frame_shift}, offset_from="{self.offset_from}"'
+            )
+        if frame.dim() != 5 or frame.shape[1] != self.channels or frame.shape[2] != 1:
+            raise RuntimeError(
+                f"SIFA: frame must be 5-D (N, {self.channels}, 1, H, W), got {list(frame.shape)}"
+            )
+        alone = first.view(-1, 1, 1, 1, 1)
+        frame = frame.contiguous(memory_format=torch.channels_last_3d)
+        attended = self._attend(frame, torch.where(alone, frame, memory), 0, "clamp")
+        if self.edge == "skip":
+            attended = torch.where(alone, frame if self.residual else torch.zeros_like(frame), attended)
+        return attended
+
+    def offset(self, clip: Tensor) -> Tensor:
+        """Return the offsets that ``forward`` uses: (N, 2k², T, H, W), in pixels."""
+        return self._offset(clip, clip, self.frame_shift, self.edge)
+
+    def _attend(self, query: Tensor, memory: Tensor, frame_shift: int, edge: str) -> Tensor:
         return inter_frame_attention(
-            clip,
-            clip,
-            self.offset(clip),
+            query,
+            memory,
+            self._offset(query, memory, frame_shift, edge),
             self.kernel_size,
             self.dilation,
             self.groups,
             None,
-            self.frame_shift,
-            self.edge,
+            frame_shift,
+            edge,
             self.softmax,
             self.residual,
         )
 
-    def offset(self, clip: Tensor) -> Tensor:
-        """Return the offsets that ``forward`` uses: (N, 2k², T, H, W), in pixels."""
-        batch, channels, steps, height, width = clip.shape
+    def _offset(self, query: Tensor, memory: Tensor, frame_shift: int, edge: str) -> Tensor:
+        batch, channels, steps, height, width = query.shape
         taps = 2 * self.kernel_size * self.kernel_size
         if self.conv_offset is None:
-            return clip.new_zeros([1]).expand(batch, taps, steps, height, width)
+            return query.new_zeros([1]).expand(batch, taps, steps, height, width)
         if self.offset_from == "clip":
-            return self.conv_offset(clip)
+            return self.conv_offset(query)
         if self.offset_from == "saliency":
             return motion_offset(
-                clip, clip, self.conv_offset.weight, self.frame_shift, self.edge, self.residual_saliency
+                query, memory, self.conv_offset.weight, frame_shift, edge, self.residual_saliency
             )
         # Picked and folded into the batch as (N, T, H, W, C): the frames never leave channels-last.
-        index = (torch.arange(steps, device=clip.device) + self.frame_shift).clamp(0, steps - 1)
-        pixels = clip.permute(0, 2, 3, 4, 1)
-        source = frames = pixels.flatten(0, 1).permute(0, 3, 1, 2)
+        index = (torch.arange(steps, device=query.device) + frame_shift).clamp(0, memory.shape[2] - 1)
+        pixels = memory.permute(0, 2, 3, 4, 1)
+        source = pixels.flatten(0, 1).permute(0, 3, 1, 2)
         if self.offset_from == "difference":
             neighbours = pixels.index_select(1, index).flatten(0, 1).permute(0, 3, 1, 2)
-            source = neighbours - frames
-        offset = self.conv_offset(source).view(batch, steps, taps, height, width).permute(0, 2, 1, 3, 4)
+            source = neighbours - query.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+        frames = memory.shape[2] if self.offset_from == "memory" else steps
+        offset = self.conv_offset(source).view(batch, frames, taps, height, width).permute(0, 2, 1, 3, 4)
         # From the memory alone, every frame is convolved once and its offsets are picked instead of it.
         return offset[:, :, index] if self.offset_from == "memory" else offset
 

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +14,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "sifa/error.h"
 
@@ -66,4 +68,40 @@ sifa::ErrorCode code_of(Function function, std::string* message = nullptr) {
   const std::optional<sifa::ErrorCode> code = code_if_thrown(function, message);
   EXPECT_TRUE(code.has_value()) << "nothing was thrown";
   return code.value_or(sifa::ErrorCode::kOther);
+}
+
+// `pattern` of make_runtime_data.py: clips one after the other, clip i with seed i.
+inline std::vector<std::uint8_t> pattern(int clips, int frames, int height, int width, int first_frame = 0,
+                                         int stride = 1) {
+  std::vector<std::uint8_t> values;
+  for (int seed = 0; seed < clips; ++seed) {
+    for (int i = 0; i < frames; ++i) {
+      const int t = first_frame + i * stride;
+      for (int y = 0; y < height; ++y) {
+        for (int x = 0; x < width; ++x) {
+          for (int c = 0; c < 3; ++c) {
+            values.push_back((37 * t + 5 * y + 11 * x + 83 * c + t * x + (x * y >> 2) + 101 * seed) & 255);
+          }
+        }
+      }
+    }
+  }
+  return values;
+}
+
+inline void expect_near(const std::vector<float>& actual, const std::vector<float>& expected,
+                        double tolerance) {
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    EXPECT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
+}
+
+// Bytes of the process's own in memory, without the pages of files that it has mapped.
+inline std::int64_t resident() {
+  std::ifstream status("/proc/self/status");
+  const std::string name = "RssAnon:";
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind(name, 0) == 0) return std::stoll(line.substr(name.size())) * 1024;
+  }
+  return 0;
 }

@@ -22,7 +22,7 @@ TEST(Sampling, GoldenTable) {
   const auto table = nlohmann::json::parse(contents(environment("SIFA_TEST_GOLDEN") + "/frame_indices.json"));
   ASSERT_GT(table.size(), 20u);
   for (const auto& row : table) {
-    EXPECT_EQ(sifa::frame_indices(row["total"], row["num_frames"], row["frame_stride"]),
+    EXPECT_EQ(sifa::frame_indices(row["total"], row["num_frames"], row["frame_stride"], row["sampling"]),
               row["indices"].get<std::vector<std::int64_t>>())
         << row.dump();
   }
@@ -32,14 +32,17 @@ TEST(Sampling, DoesNotOverflow) {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
   EXPECT_EQ(sifa::frame_indices(kMax, 3, kMax), (std::vector<std::int64_t>{0, kMax / 3, kMax / 3 * 2}));
   EXPECT_EQ(sifa::frame_indices(kMax, 1, kMax), std::vector<std::int64_t>{kMax / 2});
+  EXPECT_EQ(sifa::frame_indices(kMax, 1, kMax, "segments"), std::vector<std::int64_t>{kMax / 2});
 }
 
-TEST(Sampling, RefusesWhatIsBelowOne) {
+TEST(Sampling, RefusesWhatIsBelowOneAndOtherRules) {
   std::string message;
   EXPECT_EQ(code_of([] { sifa::frame_indices(0, 1); }, &message), ErrorCode::kInvalidArgument);
   EXPECT_EQ(message, "frame_indices: total must be at least 1, got 0");
   EXPECT_EQ(code_of([] { sifa::frame_indices(1, -1); }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of([] { sifa::frame_indices(1, 1, 0); }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of([] { sifa::frame_indices(1, 1, 1, "random"); }, &message), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(message, "frame_indices: sampling must be center or segments, got \"random\"");
 }
 
 TEST(Metadata, OfAGoodModel) {

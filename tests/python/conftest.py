@@ -77,3 +77,34 @@ def runtime_module():
     """The Python module of the C++ runtime; without it the test is skipped."""
     reason = "sifa.runtime is not built (cmake.define.SIFA_RUNTIME=ON builds it)"
     return pytest.importorskip("sifa.runtime", reason=reason)
+
+
+@pytest.fixture(scope="session")
+def motion_videos(tmp_path_factory):
+    """A folder per class with seven rendered videos of sifa_tiny's task, square, wide and high.
+
+    One of them is in the wrong folder: `up-then-down/wrong.mp4` shows `down-then-up`.
+    """
+    from sifa.data.motion import render_video, write_video
+
+    folder = tmp_path_factory.mktemp("motion")
+    for number, (name, label) in enumerate(
+        [
+            ("right-then-left/square", None),
+            ("right-then-left/wide", None),
+            ("right-then-left/high", None),
+            ("left-then-right/square", None),
+            ("left-then-right/wide", None),
+            ("up-then-down/square", None),
+            ("up-then-down/wrong", "down-then-up"),
+        ]
+    ):
+        true, shape = name.split("/")
+        frames = render_video(label or true, 7000 + number, 112 if shape in ("square", "wrong") else 140, 4)
+        if shape == "wide":
+            frames = frames[:, 14:126]
+        if shape == "high":
+            frames = frames[:, :, 14:126]
+        (folder / true).mkdir(exist_ok=True)
+        write_video(folder / f"{name}.mp4", frames.contiguous())
+    return folder

@@ -18,7 +18,9 @@ from unittest import mock
 import numpy as np
 import sifa
 import torch
-from sifa.artifact import export_torchscript
+from lively import lively_model
+from prefixes import on_prefixes
+from sifa.artifact import compile_program, export_program, export_torchscript
 from sifa.data.motion import write_video
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ class SmallModel(nn.Module):
     name = "small"
     num_classes = len(LABELS)
     frame_stride = 2
+    sampling = "center"
     input_size = (16, 16)
     crop_fraction = 1.0
     mean = (0.5, 0.5, 0.5)
@@ -68,9 +71,10 @@ class GrowingModel(SmallModel):
         return clip.mean((1, 2, 3, 4)).unsqueeze(1).repeat(1, 2 + clip.size(0))
 
 
-def pattern(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Frames, uint8 (F, H, W, 3), no two of them alike: the same integers in C++ and Python."""
+def pattern(frames: int, height: int, width: int, seed: int = 0, begin: int = 0) -> np.ndarray:
+    """Frames, uint8 (F, H, W, 3), of 256 that repeat: the same integers in C++ and Python."""
     t, y, x, c = np.indices((frames, height, width, 3))
+    t += begin
     return ((37 * t + 5 * y + 11 * x + 83 * c + t * x + (x * y >> 2) + 101 * seed) & 255).astype(np.uint8)
 
 
@@ -124,6 +128,7 @@ GOOD_MODELS = (
     "integer_tolerance.pt",
     "operator_older.pt",
     "growing.pt",
+    "segments.pt",
 )
 """What every reader accepts; all other models that `make_models` writes are refused by every reader."""
 
@@ -147,10 +152,12 @@ def make_models(folder: Path) -> Path:
         operator_schema=re.sub(r", [^,]*=[^,]*\) -> ", ") -> ", metadata["operator_schema"]),
     )
     export_torchscript(GrowingModel().eval(), folder / "growing.pt")
+    with_metadata(good, folder / "segments.pt", sampling="segments")
+    with_metadata(good, folder / "sampling.pt", sampling="random")
     with_metadata(good, folder / "schema_version.pt", schema_version=2)
     with_metadata(good, folder / "no_schema_version.pt", schema_version=...)
-    with_metadata(good, folder / "streaming.pt", kind="streaming")
-    with_metadata(good, folder / "format.pt", format="aoti")
+    with_metadata(good, folder / "kind.pt", kind="segments")
+    with_metadata(good, folder / "format.pt", format="onnx")
     with_metadata(good, folder / "no_labels.pt", labels=...)
     with_metadata(good, folder / "few_labels.pt", labels=LABELS[:2])
     # Consistent in itself, so that only running the graph shows the lie.
@@ -234,6 +241,54 @@ def make_data(folder: Path) -> None:
     (folder / "expected.json").write_text(json.dumps(model(torch.from_numpy(clips)).tolist()))
 
 
+def make_engines(folder: Path) -> None:
+    """Writes the good model as an AOTInductor package too (`model.pt2`), and as the program it is made of."""
+    export_program(SmallModel().eval(), folder / "model.exported.pt2")
+    compile_program(folder / "model.exported.pt2", folder / "model.pt2")
+    with_metadata(
+        folder / "model.pt2",
+        folder / "machine.pt2",
+        compiled_for={"device": "cpu", "machine": "vax", "cpu": "DEFAULT"},
+    )
+    with_metadata(folder / "model.pt2", folder / "reference.pt2", reference__probabilities=[0.5, 0.5, 0.0])
+    rewrite(
+        folder / "model.pt2", folder / "no_code.pt2", lambda name, data: data if "extra/" in name else b"}{"
+    )
+
+
+def make_streams(folder: Path) -> None:
+    """Writes a causal model as a stream, for both engines, and `stream.json`: what its steps have to equal.
+
+    `prefixes` holds what the clip model answers on every prefix of some frames of `pattern`; `late`, by step,
+    what it answers on the clip that ends with that step and starts one window plus the number of SIFA layers
+    earlier.
+    """
+    model = stream_model()
+    export_torchscript(model, folder / "stream.pt", streaming=True)
+    export_program(model, folder / "stream.exported.pt2", streaming=True)
+    compile_program(folder / "stream.exported.pt2", folder / "stream.pt2")
+    stride = model.temporal_stride
+    reach = model.num_steps + sum(isinstance(module, sifa.SIFA) for module in model.modules())
+    late = {
+        step: on_prefixes(model, stream_frames(reach * stride, (step + 1 - reach) * stride))[-1, 0].tolist()
+        for step in (100, 5000, 9998, 9999)
+    }
+    prefixes = on_prefixes(model, stream_frames(8 * stride))[:, 0].tolist()
+    (folder / "stream.json").write_text(json.dumps({"prefixes": prefixes, "late": late}))
+
+
+def stream_model() -> torch.nn.Module:
+    """A causal `sifa_tiny`, small, with large offsets."""
+    return lively_model(num_classes=3, num_frames=12, input_size=32, streaming=True)
+
+
+def stream_frames(count: int, begin: int = 0) -> Tensor:
+    """Frames of `pattern`, from frame `begin` of an endless video on: uint8 (1, count, 40, 48, 3)."""
+    return torch.from_numpy(pattern(count, 40, 48, begin=begin)).unsqueeze(0)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     make_data(Path(sys.argv[1]))
+    make_engines(Path(sys.argv[1]))
+    make_streams(Path(sys.argv[1]))

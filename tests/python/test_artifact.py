@@ -151,7 +151,7 @@ def test_nothing_is_written_when_export_fails(model, tmp_path):
         (with_field(schema_version="1"), "schema_version must be an integer, got '1'"),
         (with_field(kind="stream"), "kind 'stream', sifa .* reads 'clip'"),
         (with_field(format="pt2"), "format 'pt2', sifa .* reads 'torchscript'"),
-        (with_field(sampling="random"), "sampling 'random', sifa .* reads 'center'"),
+        (with_field(sampling="random"), "sampling 'random', sifa .* reads 'center' or 'segments'"),
         (with_field(precision=None), "precision must be a string, got None"),
         (with_field(model="sifa_tiny"), "model must be an object, got 'sifa_tiny'"),
         (with_field(model={}), "model.name must be a string, got None"),

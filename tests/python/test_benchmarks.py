@@ -162,3 +162,10 @@ def test_the_harness(load, tmp_path):
         "cuda-64x90x160: forward over its floor": "≤ 1.6",
         "cuda-64x90x160: forward and backward over forward": "≤ 5",
     }  # without the compiled rival, which --quick leaves out
+
+
+def test_a_training_step_is_timed(load, capsys):
+    load("training_step").main(["--model", "sifa_tiny", "--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "sifa_tiny, a step of one clip 1×3×16×112×112: median (quartiles)"
+    assert [line.split(":")[0] for line in lines[2:]] == ["with SIFA", "without SIFA", "ratio"]

@@ -1,15 +1,20 @@
 """The `sifa` command: what it prints and writes, and that every failure is one line and an exit code."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sifa
 import torch
+from lively import lively_model, moving_blocks
 from safetensors.torch import save_file
 from sifa import cli
 from sifa.artifact import load_artifact
+from typer.main import get_command
 
 
 @pytest.fixture
@@ -70,6 +75,45 @@ def test_export_of_the_bundled_weights(run, tmp_path):
     assert load_artifact(tmp_path / "model.pt").labels[0] == "right-then-left"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of one's own as a folder of `save_pretrained` and as a checkpoint of `sifa train`."""
+    folder = tmp_path_factory.mktemp("trained")
+    model = lively_model(num_classes=3)
+    model.labels = ["up", "down", "left"]
+    model.save_pretrained(folder / "model")
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"sifa": {"model": model.facts()}, "state_dict": state}, folder / "last.ckpt")
+    return folder, model
+
+
+@pytest.mark.parametrize("name", ["model", "last.ckpt"])
+def test_export_of_a_trained_model(run, trained, tmp_path, name):
+    folder, model = trained
+    path = tmp_path / "m y.pt"
+    code, out, err = run("export", folder / name, "-o", path)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith(f"{path}: sifa_tiny, 3 classes, ")
+    assert out.splitlines()[1] == f"to classify in C++: sifa-run '{path}' VIDEO"
+    artifact = load_artifact(path)
+    assert artifact.labels == ["up", "down", "left"]
+    frames = moving_blocks(16)
+    with torch.no_grad():
+        expected = sifa.artifact.FrameClassifier(model).eval()(frames)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(artifact(frames), expected, rtol=0, atol=1e-5)
+
+
+def test_export_of_a_trained_model_for_other_clips(run, trained, tmp_path):
+    code, _, _ = run("export", trained[0] / "model", "-o", tmp_path / "m.pt", "--num-frames", "8")
+    assert (code, load_artifact(tmp_path / "m.pt").num_frames) == (0, 8)
+    for option in (["--random-weights"], ["--weights", "w.safetensors"], ["--num-classes", "4"]):
+        code, out, err = run("export", trained[0] / "model", "-o", tmp_path / "n.pt", *option)
+        assert (code, out) == (2, "")
+        assert "are for the name of a model" in " ".join(err.replace("│", "").split())
+    assert not (tmp_path / "n.pt").exists()
+
+
 def test_info_of_a_file(run, exported):
     code, out, _ = run("info", exported)
     assert code == 0
@@ -98,7 +142,7 @@ def test_models(run):
 
 
 def test_many_labels_are_cut_short():
-    shown = cli._shown("labels", [f"class_{i}" for i in range(400)])
+    shown = cli.models._shown("labels", [f"class_{i}" for i in range(400)])
     assert shown.endswith("class_9, ... (400 in all)")
 
 
@@ -133,11 +177,16 @@ def test_version_and_help(run):
             ["export", "sifa_tiny", "-o", "m.pt", "--weights", "text.safetensors"],
             "text.safetensors is not a safetensors file: ",
         ),
+        (["export", "text.pt", "-o", "m.pt"], "text.pt is no model: expected a folder of save_pretrained"),
+        (["export", "text.ckpt", "-o", "m.pt"], "text.ckpt cannot be read as a checkpoint of `sifa train`: "),
+        (["export", ".", "-o", "m.pt"], "the folder . has no"),
+        (["export", "runs/no/last.ckpt", "-o", "m.pt"], "there is no checkpoint runs/no/last.ckpt"),
+        (["export", "runs/no", "-o", "m.pt"], "there is no folder or file runs/no, and no model"),
     ],
 )
 def test_failures_are_one_line_and_exit_code_1(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("text.pt", "text.safetensors"):
+    for name in ("text.pt", "text.ckpt", "text.safetensors"):
         (tmp_path / name).write_text("no model, no weights")
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
@@ -157,6 +206,31 @@ def test_bad_usage_is_exit_code_2(run, tmp_path, monkeypatch, arguments):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert "Usage" in err
+
+
+def commands_in_documents():
+    """Every `sifa …` line in a shell block of the documents."""
+    top = Path(__file__).parents[2]
+    for document in [top / "README.md", top / "CONTRIBUTING.md", *sorted((top / "docs").glob("*.md"))]:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := re.search(r"(?:^|\s|/)sifa (.*)", line.split("#")[0]):
+                    words = shlex.split(found[1])
+                    ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&", ";")]
+                    yield f"{document.name}: {line}", words[: ends[0] if ends else None]
+
+
+def test_commands_in_the_documents_can_be_parsed():
+    command = get_command(cli.app)
+    names = set()
+    for where, words in commands_in_documents():
+        assert words[0] in command.commands, where
+        try:
+            command.commands[words[0]].make_context(words[0], list(words[1:]))
+        except Exception as error:
+            pytest.fail(f"{where}: {error}")
+        names.add(words[0])
+    assert {"export", "eval", "predict", "visualize"} <= names
 
 
 def test_importing_the_command_line_does_not_import_the_models():

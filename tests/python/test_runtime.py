@@ -161,6 +161,16 @@ def test_lossless_video_equals_its_frames(data: Path, classifier: runtime.Classi
     assert prediction.model_ms > 0
 
 
+@pytest.mark.parametrize("name", ["clip.mkv", "short.mkv", "lying.avi"])
+def test_a_model_of_segments_is_given_the_middle_of_each(data: Path, name: str) -> None:
+    prediction = runtime.Classifier(data / "segments.pt").classify_video(data / name)
+    python, indices = read_frames(data / name, NUM_FRAMES, 2, "segments")
+    assert prediction.indices == indices == ([0, 0, 1, 1] if name == "short.mkv" else [1, 4, 6, 9])
+    expected = runtime.Classifier(data / "model.pt").classify(pattern(11, 20, 30)[indices])
+    np.testing.assert_array_equal(prediction.probabilities, expected)
+    np.testing.assert_array_equal(python.numpy(), pattern(11, 20, 30)[indices])
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_video_is_turned_as_torchcodec_turns_it(
     data: Path, classifier: runtime.Classifier, degrees: int

@@ -8,18 +8,16 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sifa
 import torch
 from make_runtime_data import LABELS, make_data, pattern
-from sifa.artifact import load_artifact
+from sifa.artifact import export_torchscript, load_artifact
 from sifa.demo import find_sifa_run
-
-EXAMPLE = Path(__file__).resolve().parents[2] / "cpp" / "examples" / "classify"
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +124,8 @@ def test_help_and_version() -> None:
     ("arguments", "part"),
     [
         ([], "MODEL is required"),
-        (["MODEL"], "VIDEO is required"),
-        (["MODEL", "VIDEO", "another"], "another"),
+        (["MODEL"], "SOURCE is required"),
+        (["MODEL", "VIDEO", "SINK", "another"], "another"),
         (["MODEL", "VIDEO", "--topk", "0"], "--topk"),
         (["MODEL", "VIDEO", "--topk", "many"], "--topk"),
         (["MODEL", "VIDEO", "--threads", "0"], "--threads"),
@@ -252,21 +250,33 @@ def test_full_output_device(data: Path) -> None:
     assert result.stderr == "sifa-run: the result cannot be written to standard output\n"
 
 
-def test_cmake_example(data: Path, tmp_path: Path) -> None:
-    """The project of the README, out of this tree, on the installed library."""
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run(
-        [cmake, "-S", EXAMPLE, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={';'.join(sifa.__path__)}"],
-        check=True,
-        capture_output=True,
-    )
-    subprocess.run([cmake, "--build", tmp_path / "build"], check=True, capture_output=True)
-    program = tmp_path / "build" / "classify"
-    result = subprocess.run([program, data / "model.pt", data / "clip.mkv"], capture_output=True, text=True)
+def benchmark(*arguments: object) -> dict[str, Any]:
+    result = sifa_run(*arguments, "--benchmark", "--json", "--threads", "1")
     assert result.returncode == 0, result.stderr
-    clip = pattern(11, 20, 30)[None, [2, 4, 6, 8]]
-    best = load_artifact(data / "model.pt")(clip)[0].argmax().item()
-    assert result.stdout.startswith(f"{LABELS[best]} ")
-    result = subprocess.run([program, data / "text.pt", data / "clip.mkv"], capture_output=True, text=True)
-    assert result.returncode == 4
-    assert "not a SIFA model" in result.stderr
+    return json.loads(result.stdout)
+
+
+def test_benchmark_of_a_clip(data: Path) -> None:
+    result = benchmark(data / "model.pt", "--batch", 2, "--rounds", 7)
+    assert (result["kind"], result["batch"], result["rounds"]) == ("clip", 2, 7)
+    assert result["decode_ms"] is None
+    assert result["total_ms"] == result["model_ms"]
+    assert 0 < result["model_ms"]["p50"] <= result["model_ms"]["p95"] <= result["model_ms"]["p99"]
+    assert min(result["load_ms"], result["first_ms"], result["per_second"]) > 0
+    result = benchmark(data / "model.pt", data / "clip.mkv", "--rounds", 2)
+    assert 0 < result["decode_ms"]["p50"] <= result["total_ms"]["p50"]
+
+
+def test_benchmark_refuses_a_video_for_several(data: Path) -> None:
+    result = sifa_run(data / "model.pt", data / "clip.mkv", "--benchmark", "--batch", 2)
+    assert_fails(result, 2, "one clip at a time only")
+
+
+def test_sifa_tiny_in_memory(tmp_path: Path) -> None:
+    """As streams. Of what is resident only the anonymous part is ours; the rest is LibTorch's files."""
+    model = sifa.create_model("sifa_tiny", num_classes=10, num_frames=16, streaming=True)
+    export_torchscript(model, tmp_path / "stream.pt", streaming=True)
+    result = benchmark(tmp_path / "stream.pt", "--batch", 3, "--rounds", 2)
+    assert (result["kind"], result["batch"]) == ("streaming", 3)
+    assert result["resident_mb"]["anonymous"] < 400
+    assert result["resident_mb"]["all"] <= result["peak_resident_mb"]

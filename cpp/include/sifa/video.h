@@ -15,7 +15,7 @@ struct Video {
   std::int64_t height = 0;           ///< H, pixels
   std::int64_t width = 0;            ///< W, pixels
   std::int64_t total_frames = 0;     ///< how many frames decoding the whole video gives
-  /// which of them `frames` holds: `frame_indices(total_frames, T, stride)`
+  /// which of them `frames` holds: `frame_indices(total_frames, T, stride, sampling)`
   std::vector<std::int64_t> indices;
 };
 
@@ -35,6 +35,7 @@ struct Video {
 ///
 /// Throws Error: kInvalidArgument, kFileNotFound, kVideoCannotBeOpened (also: no libsifa_video.so),
 /// kVideoHasNoFrames.
-SIFA_API Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride = 1);
+SIFA_API Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride = 1,
+                          const std::string& sampling = "center");
 
 }  // namespace sifa

@@ -1,4 +1,4 @@
-"""Reading the frames of a clip from a video file, through torchcodec and the system's FFmpeg.
+"""Reading frames from a video file, through torchcodec and the system's FFmpeg.
 
 Python and C++ must see the same frames. C++ reads through OpenCV, whose FFmpeg backend knows only the first
 video stream of a file, so this module asks torchcodec for that stream too (by itself it takes the one
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,24 @@ from torch import Tensor
 
 from .sampling import frame_indices
 
+TIMEOUT = 300.0
+"""Seconds that the `ffmpeg` program may take for a file: nothing waits for a damaged one for ever."""
+
 
 class VideoError(RuntimeError):
     """A file cannot be read as a video; the message says which and why."""
 
 
 def read_frames(
-    path: str | os.PathLike[str], num_frames: int, frame_stride: int = 1
+    path: str | os.PathLike[str], num_frames: int, frame_stride: int = 1, sampling: str = "center"
 ) -> tuple[Tensor, list[int]]:
-    """Read the clip in the middle of a video.
-
-    Only what the wanted frames need is decoded, where the file allows it. A rotated video comes out upright.
+    """Read the clip that an exported model is fed with: of one video, by a rule.
 
     Args:
         path: a video file of any format FFmpeg reads.
         num_frames: length of the clip.
         frame_stride: distance between two frames of the clip, in frames of the video.
+        sampling: one of `sifa.data.sampling.RULES`.
 
     Returns:
         The frames, uint8 `(num_frames, H, W, 3)` RGB, and their indices in the first video stream, as
@@ -47,23 +49,51 @@ def read_frames(
         FileNotFoundError: there is no such file.
         VideoError: the file is not a video, or has no frames, or they cannot be decoded.
         ImportError: torchcodec, or the FFmpeg it needs, is missing.
-        ValueError: `num_frames` or `frame_stride` is below 1.
+        ValueError: `num_frames` or `frame_stride` is below 1, or there is no such rule.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    total, fetch = _open(path)
-    indices = frame_indices(total, num_frames, frame_stride)
-    try:
-        return fetch(indices), indices
-    except (RuntimeError, IndexError) as error:
-        raise VideoError(
-            f"cannot decode frames {indices[0]} to {indices[-1]} of {path}: {_reason(error)}"
-        ) from error
+    video = VideoFile(path)
+    indices = frame_indices(video.num_frames, num_frames, frame_stride, sampling)
+    return video.read(indices), indices
 
 
-def _open(path: Path) -> tuple[int, Callable[[list[int]], Tensor]]:
-    """The exact number of frames in the first video stream, and what reads those of given indices."""
+class VideoFile:
+    """An open video file, of which only what the wanted frames need is decoded, where the file allows it.
+
+    Args:
+        path: a video file of any format FFmpeg reads.
+
+    Attributes:
+        num_frames: the exact number of frames in the first video stream.
+        fps: its frames per second on average, None if the file does not say.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        VideoError: the file is not a video, or has no frames.
+        ImportError: torchcodec, or the FFmpeg it needs, is missing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise FileNotFoundError(f"there is no file {self._path}")
+        self.num_frames, self.fps, self._fetch = _open(self._path)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The frames of these indices, uint8 `(len(indices), H, W, 3)` RGB, upright if the video is rotated.
+
+        Raises:
+            VideoError: they cannot be decoded.
+        """
+        try:
+            return self._fetch(list(indices))
+        except (RuntimeError, IndexError) as error:
+            raise VideoError(
+                f"cannot decode frames {min(indices)} to {max(indices)} of {self._path}: {_reason(error)}"
+            ) from error
+
+
+def _open(path: Path) -> tuple[int, float | None, Callable[[list[int]], Tensor]]:
+    """The exact number of frames in the first video stream, their rate, and what reads some of them."""
     try:
         decoder = _first_video_stream(path)
         # Where the first frame is not found at its own time, no frame is.
@@ -72,11 +102,12 @@ def _open(path: Path) -> tuple[int, Callable[[list[int]], Tensor]]:
             raise RuntimeError(f"its timestamps do not fit its frames, the first is at {first:.3f} s")
     except (RuntimeError, ValueError, IndexError) as error:
         try:
-            return _count_with_ffmpeg(path), lambda indices: _decode_with_ffmpeg(path, indices)
+            return _count_with_ffmpeg(path), None, lambda indices: _decode_with_ffmpeg(path, indices)
         except (RuntimeError, OSError) as second:
             reasons = f"{_reason(error)}; {_reason(second)}"
             raise VideoError(f"{path} is not a video that FFmpeg can read: {reasons}") from error
-    return len(decoder), lambda indices: decoder.get_frames_at(indices).data
+    fps = decoder.metadata.average_fps
+    return len(decoder), fps, lambda indices: decoder.get_frames_at(indices).data
 
 
 def _first_video_stream(path: Path) -> Any:
@@ -144,11 +175,13 @@ def _decode_with_ffmpeg(path: Path, indices: list[int]) -> Tensor:
 def _run(*command: str) -> bytes:
     """What a program prints; RuntimeError with its complaint if it fails."""
     try:
-        return subprocess.run(command, check=True, capture_output=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT).stdout
     except FileNotFoundError as error:
         raise RuntimeError(f"there is no program {command[0]}: sudo apt-get install ffmpeg") from error
     except subprocess.CalledProcessError as error:
         raise RuntimeError(error.stderr.decode(errors="replace") or f"{command[0]} failed") from error
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{command[0]} was still busy after {TIMEOUT} seconds") from error
 
 
 def _reason(error: Exception) -> str:

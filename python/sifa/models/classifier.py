@@ -18,7 +18,7 @@ TEMPORAL_STRIDE = 4
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # What a folder of save_pretrained holds of a model beside its options and labels.
-SAVED_ATTRIBUTES = ("frame_stride", "crop_fraction", "mean", "std")
+SAVED_ATTRIBUTES = ("frame_stride", "sampling", "crop_fraction", "mean", "std")
 
 
 def stack_frames(clip: Tensor, stride: int) -> Tensor:
@@ -88,6 +88,7 @@ class VideoClassifier(nn.Module):
         mean, std: per channel, for RGB in [0, 1].
         labels: names of the classes.
         frame_stride: recommended distance between the frames sampled from a video.
+        sampling: the rule by which they are, one of :data:`sifa.data.sampling.RULES`.
     """
 
     name: str
@@ -98,6 +99,7 @@ class VideoClassifier(nn.Module):
     std: tuple[float, float, float]
     labels: list[str]
     frame_stride: int
+    sampling: str
 
     def __init__(
         self,
@@ -121,6 +123,7 @@ class VideoClassifier(nn.Module):
             self.head_dual = nn.Linear(num_features, num_classes)
         self.num_classes = num_classes
         self.temporal_stride = temporal_stride
+        self.sampling = "center"
         self.set_num_frames(num_frames)
 
     def set_num_frames(self, num_frames: int) -> None:
@@ -180,9 +183,12 @@ class VideoClassifier(nn.Module):
         # safetensors writes no channels-last tensors; loading copies into the memory format of the model.
         state = {key: value.contiguous() for key, value in self.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.facts(), indent=1) + "\n")
+
+    def facts(self) -> dict[str, Any]:
+        """What makes the model again, beside its weights; can be written as JSON."""
         facts = {"library": "sifa", "model": self.name, "config": self.config, "labels": self.labels}
-        facts |= {name: getattr(self, name) for name in SAVED_ATTRIBUTES}
-        (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+        return facts | {name: getattr(self, name) for name in SAVED_ATTRIBUTES}
 
     def forward(self, clip: Tensor) -> Tensor:
         """Logits (N, num_classes) of clips (N, 3, num_frames, H, W).

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from .classifier import CONFIG_FILE, SAVED_ATTRIBUTES, WEIGHTS_FILE, VideoClassifier
 from .registry import create_model
@@ -38,6 +42,39 @@ def from_pretrained(
     config_path, weights_path = (_file(source, name, revision) for name in (CONFIG_FILE, WEIGHTS_FILE))
     try:
         facts = json.loads(config_path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{config_path} is no configuration of a SIFA model: {error}") from error
+    model = _from_facts(facts, str(config_path))
+    problems = load_own(model, read_state(weights_path), str(weights_path), strict)
+    if problems:
+        warnings.warn(
+            f"{weights_path}: loaded what fits of {model.name}\n  " + "\n  ".join(problems), stacklevel=2
+        )
+    if num_classes is not None and num_classes != model.num_classes:
+        model.replace_head(num_classes)
+    if num_frames is not None:
+        model.set_num_frames(num_frames)
+    return model
+
+
+def rebuild(facts: Any, state: Mapping[str, Tensor], source: str) -> VideoClassifier:
+    """The model that :meth:`VideoClassifier.facts` and a state dict describe.
+
+    Args:
+        source: where they come from, for errors.
+
+    Raises:
+        ValueError: the facts are damaged, or name a model or options that do not exist.
+        RuntimeError: the weights do not fit; all that differs is listed.
+    """
+    model = _from_facts(facts, source)
+    load_own(model, state, source)
+    return model
+
+
+def _from_facts(facts: Any, source: str) -> VideoClassifier:
+    """A model with random weights. Raises ValueError if the facts are not those of a model."""
+    try:
         name, config, labels = facts["model"], facts["config"], facts["labels"]
         if not isinstance(config, dict) or not isinstance(labels, list):
             raise TypeError("config must be an object, and labels a list")
@@ -48,17 +85,10 @@ def from_pretrained(
             value = facts[attribute]
             setattr(model, attribute, tuple(value) if isinstance(value, list) else value)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config_path} is no configuration of a SIFA model: {error}") from error
+        raise ValueError(f"{source} is no configuration of a SIFA model: {error}") from error
     if len(labels) != model.num_classes:
-        raise ValueError(f"{config_path} names {len(labels)} labels for {model.num_classes} classes")
-    problems = load_own(model, read_state(weights_path), str(weights_path), strict)
-    if problems:
-        warnings.warn(f"{weights_path}: loaded what fits of {name}\n  " + "\n  ".join(problems), stacklevel=2)
+        raise ValueError(f"{source} names {len(labels)} labels for {model.num_classes} classes")
     model.labels = labels
-    if num_classes is not None and num_classes != model.num_classes:
-        model.replace_head(num_classes)
-    if num_frames is not None:
-        model.set_num_frames(num_frames)
     return model
 
 

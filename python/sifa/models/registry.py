@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..insertion import Insertion
-from ..modules import SIFA, GlobalContext
 from .classifier import VideoClassifier, check_num_classes
 from .edge import edge
 from .resnet import TINY_DEFAULTS, resnet, sifa_net, tiny
+from .streaming import find_non_causal
 from .swin import swin
 from .variants import SIFA_OPTIONS
 from .weights import imagenet_state, load_imagenet, load_own, read_state
@@ -309,19 +308,9 @@ def _with_preset(
 
 
 def _check_causal(model: VideoClassifier) -> None:
-    """Raise ValueError if a step of the model depends on a later one."""
-    for name, module in model.named_modules():
-        if not isinstance(module, Insertion):
-            continue
-        inserted = module.inserted
-        causal = (
-            isinstance(inserted, SIFA) and inserted.frame_shift <= 0 and inserted.offset_from != "clip"
-        ) or (isinstance(inserted, GlobalContext) and not inserted.over_time)
-        if not causal:
-            raise ValueError(
-                f"streaming=True: {type(inserted).__name__} at {name} depends on later steps; choose options "
-                "without it"
-            )
+    culprit = find_non_causal(model)
+    if culprit is not None:
+        raise ValueError(f"streaming=True: {culprit} depends on later steps; choose options without it")
 
 
 def _load(model: VideoClassifier, card: ModelCard, pretrained: str | os.PathLike[str]) -> None:

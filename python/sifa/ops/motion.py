@@ -101,6 +101,18 @@ def motion_offset(
     """
     if not query.is_cuda:
         return torch.ops.sifa.motion_offset(query, memory, weight, frame_shift, edge, residual)
+    return decomposed_motion_offset(query, memory, weight, frame_shift, edge, residual)
+
+
+def decomposed_motion_offset(
+    query: Tensor,
+    memory: Tensor,
+    weight: Tensor,
+    frame_shift: int = 1,
+    edge: str = "clamp",
+    residual: bool = False,
+) -> Tensor:
+    """:func:`motion_offset` as its two parts, which have kernels on every device."""
     return _convolution(torch.ops.sifa.motion_saliency(query, memory, frame_shift, edge, residual), weight)
 
 

@@ -4,139 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
-from .models import VideoClassifier
-from .modules import SIFA
-from .preprocessing import ClipPreprocessing, resize_and_crop
-from .reference import attention_weights, tap_positions
+from ..models import VideoClassifier
+from .trace import Attention, choose_queries, shown_name, trace_attention
 
 # Okabe and Ito's colours, told apart by colour-blind readers; each query also has a letter.
-_COLOURS = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (204, 121, 167))
+COLOURS = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (204, 121, 167))
 _INK, _PAPER, _GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 _SCALE = 2  # everything is drawn larger and reduced: PIL draws without antialiasing
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What one SIFA layer did on one clip, in pixels `(y, x)` of the video's frames.
-
-    Attributes:
-        layer: the module's name in the model.
-        queries: `(2, h, w)`, the place of every pixel of the layer's feature map.
-        grid: `(k², 2, h, w)`, where the taps would read without offsets.
-        taps: `(k², 2, T, h, w)`, where they read in the neighbouring step's frame.
-        weights: `(k², T, h, w)`, averaged over groups; 0 where a tap falls outside the feature map.
-        neighbours: the step that each of the T steps attends to.
-        frames: for each step, the index in the clip of the frame that stands for it, the middle one.
-        spacing: distance of two feature-map pixels, `(y, x)`.
-    """
-
-    layer: str
-    queries: Tensor
-    grid: Tensor
-    taps: Tensor
-    weights: Tensor
-    neighbours: list[int]
-    frames: list[int]
-    spacing: tuple[float, float]
-
-
-def trace_attention(model: VideoClassifier, frames: Tensor, layer: str | None = None) -> Attention:
-    """Run a model on one clip and record what a SIFA layer of it attends to.
-
-    Args:
-        model: a classifier as `sifa.create_model` returns it.
-        frames: uint8 `(T, H, W, 3)` RGB, as read from a video.
-        layer: name of a `sifa.SIFA` module in the model; by default the first one.
-
-    Raises:
-        ValueError: the model has no such layer, or the frames do not fit it.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SIFA)}
-    if not layers:
-        raise ValueError(f"{model.name} has no SIFA layer")
-    name = next(iter(layers)) if layer is None else layer
-    if name not in layers:
-        raise ValueError(f"{model.name} has no SIFA layer {name!r}; it has {', '.join(layers)}")
-    sifa = layers[name]
-    clip, to_input = _run(model, frames, sifa)
-    steps, (height, width) = clip.shape[2], clip.shape[3:]
-    with torch.no_grad():
-        offset = sifa.offset(clip)
-        taps = tap_positions(offset, sifa.kernel_size, sifa.dilation)[0]
-        grid = tap_positions(torch.zeros_like(offset[:, :, :1]), sifa.kernel_size, sifa.dilation)[0, :, :, 0]
-        weights = attention_weights(
-            clip,
-            clip,
-            offset,
-            sifa.kernel_size,
-            sifa.dilation,
-            sifa.groups,
-            None,
-            sifa.frame_shift,
-            sifa.edge,
-            sifa.softmax,
-        )[0].mean(0)
-    # Feature map -> network input -> resized frame -> frame; pixel i of a frame covers [i - 1/2, i + 1/2].
-    preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
-    frame_height, frame_width = frames.shape[1:3]
-    rows, columns, top, left = resize_and_crop(
-        frame_height, frame_width, preprocessing.resize_to, preprocessing.crop_to
-    )
-    zoom = torch.tensor([frame_height / rows, frame_width / columns])
-    stride = torch.tensor(to_input.stride) * zoom
-    shift = (torch.tensor(to_input.shift) + torch.tensor([top, left]) + 0.5) * zoom - 0.5
-
-    def to_frame(positions: Tensor, axis: int) -> Tensor:
-        sizes = [1] * positions.dim()
-        sizes[axis] = 2
-        return positions.cpu().float() * stride.view(sizes) + shift.view(sizes)
-
-    pixels = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    stem = len(frames) // steps
-    return Attention(
-        layer=name,
-        queries=to_frame(pixels, 0),
-        grid=to_frame(grid, 1),
-        taps=to_frame(taps, 1),
-        weights=weights.cpu().float(),
-        neighbours=[min(max(t + sifa.frame_shift, 0), steps - 1) for t in range(steps)],
-        frames=[t * stem + stem // 2 for t in range(steps)],
-        spacing=(stride[0].item(), stride[1].item()),
-    )
-
-
-def choose_queries(attention: Attention, count: int = 3) -> tuple[int, list[tuple[int, int]]]:
-    """The step and the `count` feature-map pixels `(y, x)` whose taps moved farthest with the most weight.
-
-    The pixels lie apart from each other and their taps inside the frame, so that the picture can be read.
-    """
-    moved = (attention.taps - attention.grid.unsqueeze(2)).norm(dim=1)
-    score = (attention.weights.abs() * moved).sum(0)
-    low, high = attention.queries.amin((1, 2)), attention.queries.amax((1, 2))
-    inside = (attention.taps >= low.view(1, 2, 1, 1, 1)) & (attention.taps <= high.view(1, 2, 1, 1, 1))
-    score = torch.where(inside.all(1).all(0), score, -1.0)
-    for step, neighbour in enumerate(attention.neighbours):
-        if neighbour == step:
-            score[step] = -2.0
-    height, width = score.shape[1:]
-    step = int(score.flatten(1).topk(min(count, height * width)).values.sum(1).argmax())
-    left, chosen = score[step].clone(), []
-    apart = max(1, min(height, width) // 3)
-    for _ in range(min(count, height * width)):
-        y, x = divmod(int(left.argmax()), width)
-        if left[y, x] == -torch.inf:
-            break
-        chosen.append((y, x))
-        left[max(0, y - apart + 1) : y + apart, max(0, x - apart + 1) : x + apart] = -torch.inf
-    return step, chosen
 
 
 def draw_attention(
@@ -148,10 +29,7 @@ def draw_attention(
     step: int | None = None,
     queries: Sequence[tuple[int, int]] | None = None,
 ) -> Attention:
-    """Draw where a SIFA layer looked from chosen pixels, and write the picture (PNG by the file's ending).
-
-    Left the frame of the queries, right the frame they attend to, below each query's taps enlarged. A tap
-    is a disc whose area is its weight, relative to the largest of its query; a ring is a negative weight.
+    """Run a model on a clip and draw where a SIFA layer looked from chosen pixels: see `draw_taps`.
 
     Args:
         model: a classifier as `sifa.create_model` returns it.
@@ -170,80 +48,44 @@ def draw_attention(
         raise ValueError("step and queries must be given together")
     if step is None or queries is None:
         step, queries = choose_queries(attention)
+    draw_taps(attention, frames, path, step, queries)
+    return attention
+
+
+def draw_taps(
+    attention: Attention,
+    frames: Tensor,
+    path: str | os.PathLike[str],
+    step: int,
+    queries: Sequence[tuple[int, int]],
+) -> None:
+    """Draw the taps and weights of chosen pixels, and write the picture (PNG by the file's ending).
+
+    Left the frame of the queries, right the frame they attend to, below each query's taps enlarged, with how
+    far they moved on average and how many of them left the frame. A tap is a disc whose area is its weight,
+    relative to the largest of its query; a ring is a negative weight.
+
+    Args:
+        attention: what `trace_attention` recorded.
+        frames: the same uint8 `(T, H, W, 3)` frames.
+        path: the picture to write.
+        step: the step whose pixels ask.
+        queries: up to four pixels `(y, x)` of the layer's feature map.
+
+    Raises:
+        ValueError: no such step or pixel.
+    """
     steps, (height, width) = len(attention.neighbours), attention.queries.shape[1:]
     if not 0 <= step < steps:
         raise ValueError(f"step must be between 0 and {steps - 1}, got {step}")
-    if not 1 <= len(queries) <= len(_COLOURS):
-        raise ValueError(f"between 1 and {len(_COLOURS)} queries can be drawn, got {len(queries)}")
+    if not 1 <= len(queries) <= len(COLOURS):
+        raise ValueError(f"between 1 and {len(COLOURS)} queries can be drawn, got {len(queries)}")
     for y, x in queries:
         if not (0 <= y < height and 0 <= x < width):
             raise ValueError(
                 f"queries must be pixels (y, x) of the {height}x{width} feature map, got {(y, x)}"
             )
     _Picture(attention, frames, step, queries).save(Path(path))
-    return attention
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """Pixel `i` of a feature map lies at `stride * i + shift` of the network's input, per axis `(y, x)`."""
-
-    stride: tuple[float, float]
-    shift: tuple[float, float]
-
-
-def _run(model: VideoClassifier, frames: Tensor, layer: SIFA) -> tuple[Tensor, _Affine]:
-    """The clip that reaches `layer`, and where its pixels lie in the network's input.
-
-    Every convolution or pooling on the way that makes the map smaller moves its pixels by its stride,
-    kernel and padding; what no such module explains (a space-to-depth reshape, say) is taken to tile its
-    input.
-    """
-    seen: list[Tensor] = []
-    downsampling: list[tuple[torch.Size, torch.Size, Any]] = []
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        before, after = inputs[0].shape[-2:], output.shape[-2:]
-        if not seen and before != after:
-            downsampling.append((before, after, module))
-
-    sized = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
-    hooks = [module.register_forward_hook(record) for module in sized]
-    hooks.append(layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach())))
-    parameter = next(model.parameters())
-    preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
-    training = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()(preprocessing(frames.unsqueeze(0)).to(parameter))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
-    clip = seen[0]
-    size, stride, shift = torch.Size(model.input_size), [1.0, 1.0], [0.0, 0.0]
-    for before, after, module in downsampling:
-        if before != size:  # beside the way, as a block's shortcut is
-            continue
-        size = after
-        for axis in (0, 1):
-            kernel, step, padding, dilation = (
-                value if isinstance(value, int) else value[axis]
-                for value in (
-                    module.kernel_size,
-                    module.stride,
-                    module.padding,
-                    getattr(module, "dilation", 1),
-                )
-            )
-            shift[axis] += stride[axis] * ((kernel - 1) * dilation / 2 - padding)
-            stride[axis] *= step
-    for axis in (0, 1):
-        tiles = size[axis] / clip.shape[3 + axis]
-        shift[axis] += stride[axis] * (tiles - 1) / 2
-        stride[axis] *= tiles
-    return clip, _Affine((stride[0], stride[1]), (shift[0], shift[1]))
 
 
 class _View:
@@ -262,6 +104,12 @@ class _View:
         y, x = (position + 0.5).tolist()
         left, top = self.corner
         return left + (x - self.box[0]) * self.scale, top + (y - self.box[1]) * self.scale
+
+    def holds(self, position: Tensor) -> bool:
+        """Whether a frame position `(y, x)` is in the part that is shown."""
+        y, x = (position + 0.5).tolist()
+        left, top, right, bottom = self.box
+        return left <= x <= right and top <= y <= bottom
 
 
 class _Picture:
@@ -291,8 +139,9 @@ class _Picture:
         self.text((left, 20), "Where the attention looked", 30)
         self.text(
             (left, 60),
-            f"{attention.layer}: step {step} attends to step {neighbour}, feature map {rows} x {columns}, "
-            f"one pixel of it every {attention.spacing[0]:.3g} pixels of the video",
+            f"{shown_name(attention.layer)}: step {step} attends to step {neighbour}, "
+            f"feature map {rows} x {columns}, "
+            f"one pixel of it every {attention.places.stride[0]:.3g} pixels of the video",
             17,
             _GREY,
         )
@@ -303,7 +152,7 @@ class _Picture:
         self.show(now, ask)
         self.show(then, look)
         for number, query in enumerate(queries):
-            colour = _COLOURS[number]
+            colour = COLOURS[number]
             place = attention.queries[:, query[0], query[1]]
             self.cross(ask.place(place), 11, colour)
             self.chip(ask.place(place), (16, -34), number)
@@ -318,7 +167,9 @@ class _Picture:
             self.chip(corner, (0, -34), number)
             grid, taps, _ = self.of(query)
             moved = (taps - grid).norm(dim=1).mean()
-            self.text((corner[0] + 36, corner[1] - 30), f"taps moved by {moved:.1f} px on average", 17)
+            lost = sum(not look.holds(tap) for tap in taps)
+            words = f"moved {moved:.1f} px" + (f", {lost} outside" if lost else "")
+            self.text((corner[0] + 36, corner[1] - 30), words, 17)
         self.legend(below + detail + 20)
 
     def save(self, path: Path) -> None:
@@ -340,7 +191,7 @@ class _Picture:
         points = torch.cat([grid, taps]) + 0.5
         low, high = points.amin(0), points.amax(0)
         # A single tap without an offset has no extent.
-        side = max(float((high - low).max()) * 1.4, 2 * max(self.attention.spacing))
+        side = max(float((high - low).max()) * 1.4, 2 * max(self.attention.places.stride))
         middle = (low + high) / 2
         x, y = float(middle[1]) - side / 2, float(middle[0]) - side / 2
         return x, y, x + side, y + side
@@ -370,9 +221,11 @@ class _Picture:
             self.box((x - 4.5, y - 4.5, x + 4.5, y + 4.5), _PAPER, _INK, 1.5)
 
     def taps(self, view: _View, query: tuple[int, int], colour: tuple[int, int, int], radius: float) -> None:
-        """A disc for each tap, its area the weight; a ring if that is negative; large ones first."""
+        """A disc for each tap in view, its area the weight; a ring if that is negative; large ones first."""
         _, taps, weights = self.of(query)
         for tap in weights.abs().argsort(descending=True).tolist():
+            if not view.holds(taps[tap]):
+                continue
             size = max(radius * float(weights[tap].abs()) ** 0.5, 2.0)
             x, y = view.place(taps[tap])
             box = (x - size, y - size, x + size, y + size)
@@ -395,7 +248,7 @@ class _Picture:
     def chip(self, anchor: tuple[float, float], shift: tuple[float, float], number: int) -> None:
         """A query's letter on its colour."""
         x, y = anchor[0] + shift[0], anchor[1] + shift[1]
-        self.box((x, y, x + 27, y + 27), _COLOURS[number], _INK, 1.5)
+        self.box((x, y, x + 27, y + 27), COLOURS[number], _INK, 1.5)
         self.draw.text(
             ((x + 13.5) * _SCALE, (y + 13.5) * _SCALE), chr(65 + number), _INK, _font(19), anchor="mm"
         )

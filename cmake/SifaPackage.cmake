@@ -1,0 +1,22 @@
+# Packages of the C++ side: a tarball, to be unpacked anywhere, and a .deb, for /opt/sifa. LibTorch is not among it: the
+# libraries look for it in the folder torch of the same place, which may be a link to the torch of a Python.
+set(CPACK_GENERATOR TGZ DEB)
+set(CPACK_PACKAGE_NAME sifa)
+set(CPACK_PACKAGE_VENDOR "The SIFA contributors")
+set(CPACK_PACKAGE_CONTACT "The SIFA contributors")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Video attention: C++ runtime and sifa-run, for LibTorch ${SIFA_TORCH_VERSION}")
+set(CPACK_RESOURCE_FILE_LICENSE ${PROJECT_SOURCE_DIR}/LICENSE)
+set(CPACK_PROJECT_CONFIG_FILE ${PROJECT_SOURCE_DIR}/cmake/SifaPackageFolders.cmake)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_DEPENDS "libc6, libstdc++6, zlib1g")
+# OpenCV's packages are named after its version: those that were linked.
+if(TARGET sifa_video)
+  foreach(_library IN LISTS OpenCV_LIBS)
+    file(REAL_PATH "${_library}" _file)
+    execute_process(COMMAND dpkg-query -S ${_file} OUTPUT_VARIABLE _owner ERROR_QUIET)
+    if(_owner MATCHES "^([^:]+):")
+      string(APPEND CPACK_DEBIAN_PACKAGE_DEPENDS ", ${CMAKE_MATCH_1}")
+    endif()
+  endforeach()
+endif()
+include(CPack)

@@ -1,0 +1,138 @@
+// Loading, the first answer, and then `rounds` answers, after some that are not counted.
+//
+// Preprocessing is in the graph, so that it is part of the model's time.
+#include "benchmark.h"
+
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <sstream>
+
+#include "durations.h"
+
+namespace {
+
+using nlohmann::ordered_json;
+using std::chrono::steady_clock;
+
+constexpr int kWarmUp = 5;  // rounds: TorchScript's executor looks at the first calls before it settles
+
+struct Round {
+  double decode_ms = 0.0;
+  double model_ms = 0.0;
+};
+
+// A line of /proc/self/status in MB (10^6 bytes), or null.
+ordered_json memory(const std::string& name) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.compare(0, name.size() + 1, name + ":") != 0) continue;
+    return std::stod(line.substr(name.size() + 1)) * 1024.0 / 1e6;
+  }
+  return nullptr;
+}
+
+std::function<Round()> clip_round(const sifa::Classifier& classifier, const BenchmarkArguments& arguments,
+                                  const std::vector<std::uint8_t>& frames, std::int64_t height,
+                                  std::int64_t width) {
+  if (!arguments.video.empty()) {
+    return [&] {
+      const sifa::VideoPrediction prediction = classifier.classify(arguments.video);
+      return Round{prediction.decode_ms, prediction.model_ms};
+    };
+  }
+  return [&, height, width] {
+    const auto begin = steady_clock::now();
+    classifier.classify({frames.data(), arguments.batch, classifier.metadata().num_frames, height, width});
+    return Round{0.0, milliseconds(steady_clock::now() - begin)};
+  };
+}
+
+std::function<Round()> stream_round(sifa::StreamBatch& streams, const std::vector<std::uint8_t>& frames,
+                                    std::int64_t height, std::int64_t width) {
+  return [&, height, width] {
+    const auto begin = steady_clock::now();
+    for (std::int64_t i = 0; i < streams.metadata().temporal_stride; ++i) {
+      for (std::size_t stream = 0; stream < streams.size(); ++stream) {
+        streams.push(stream, {frames.data(), height, width});
+      }
+    }
+    streams.run();
+    return Round{0.0, milliseconds(steady_clock::now() - begin)};
+  };
+}
+
+void print(const ordered_json& result, bool as_json) {
+  if (as_json) {
+    std::cout << result.dump() << std::endl;
+  } else {
+    for (const auto& [name, value] : result.items()) {
+      std::cout << name << ": " << (value.is_string() ? value.get<std::string>() : value.dump()) << "\n";
+    }
+    std::cout << std::flush;
+  }
+  if (!std::cout) {
+    throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
+  }
+}
+
+}  // namespace
+
+void benchmark(const BenchmarkArguments& arguments) {
+  const sifa::Metadata metadata = sifa::read_metadata(arguments.model);
+  const bool is_stream = metadata.kind == "streaming";
+  if (!arguments.video.empty() && (is_stream || arguments.batch > 1)) {
+    throw sifa::Error(
+        sifa::ErrorCode::kInvalidArgument,
+        "--benchmark reads a video for one clip at a time only: leave SOURCE away for streams and "
+        "batches");
+  }
+  // As wide as most videos are for their height.
+  const std::int64_t height = metadata.input_size[0] * 8 / 7, width = height * 4 / 3;
+  std::vector<std::uint8_t> frames(
+      static_cast<std::size_t>(arguments.batch * metadata.num_frames * height * width * 3));
+  for (std::size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<std::uint8_t>(i * 7 + (i >> 9));
+
+  const auto begin = steady_clock::now();
+  std::optional<sifa::Classifier> classifier;
+  std::optional<sifa::StreamBatch> streams;
+  if (is_stream) {
+    sifa::StreamOptions options = arguments.options;
+    options.frame_stride = 1;
+    streams.emplace(arguments.model, static_cast<std::size_t>(arguments.batch), options);
+  } else {
+    classifier.emplace(arguments.model, arguments.options);
+  }
+  const double load_ms = milliseconds(steady_clock::now() - begin);
+  const auto round = is_stream ? stream_round(*streams, frames, height, width)
+                               : clip_round(*classifier, arguments, frames, height, width);
+  const Round first = round();
+  const ordered_json resident = {{"anonymous", memory("RssAnon")}, {"all", memory("VmRSS")}};
+  for (int i = 0; i < kWarmUp; ++i) round();
+
+  Durations decode, model, total;
+  const auto start = steady_clock::now();
+  for (std::int64_t i = 0; i < arguments.rounds; ++i) {
+    const Round times = round();
+    decode.add(times.decode_ms);
+    model.add(times.model_ms);
+    total.add(times.decode_ms + times.model_ms);
+  }
+  const double seconds = milliseconds(steady_clock::now() - start) / 1000.0;
+  print({{"model", arguments.model},
+         {"kind", metadata.kind},
+         {"format", metadata.format},
+         {"frames",
+          arguments.video.empty() ? std::to_string(height) + "x" + std::to_string(width) : arguments.video},
+         {"batch", arguments.batch},
+         {"rounds", arguments.rounds},
+         {"load_ms", load_ms},
+         {"first_ms", first.decode_ms + first.model_ms},
+         {"decode_ms", arguments.video.empty() ? ordered_json(nullptr) : decode.percentiles()},
+         {"model_ms", model.percentiles()},
+         {"total_ms", total.percentiles()},
+         {"per_second", static_cast<double>(arguments.rounds * arguments.batch) / seconds},
+         {"resident_mb", resident},
+         {"peak_resident_mb", memory("VmHWM")}},
+        arguments.json);
+}

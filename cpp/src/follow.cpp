@@ -1,0 +1,163 @@
+// The loop from source to sink.
+#include "follow.h"
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "durations.h"
+#include "one_line.h"
+#include "sifa/hysteresis.h"
+#include "sink.h"
+#include "top_classes.h"
+
+namespace {
+
+using nlohmann::ordered_json;
+using sifa::Capture;
+using sifa::CapturedFrame;
+using std::chrono::steady_clock;
+
+volatile std::sig_atomic_t stop_asked = 0;
+
+// The first signal ends the loop, with its summary; the second the program, should it hang.
+void ask_to_stop(int signal) {
+  stop_asked = 1;
+  std::signal(signal, SIG_DFL);
+}
+
+class Follower {
+ public:
+  explicit Follower(const FollowArguments& arguments)
+      : arguments_(arguments),
+        stream_(arguments.model, arguments.stream),
+        capture_(arguments.source, arguments.capture) {
+    if (!arguments.sink.empty() && arguments.sink != "-") {
+      sink_ = sifa::open_video_sink(arguments.sink, capture_.frames_per_second());
+    }
+    if (arguments.thresholds) hysteresis_.emplace(arguments.thresholds->first, arguments.thresholds->second);
+  }
+
+  void run() {
+    constexpr std::chrono::milliseconds kPatience{100};  // between two looks at `stop_asked`
+    CapturedFrame frame;
+    while (stop_asked == 0) {
+      const Capture::Status status = capture_.read(frame, kPatience);
+      if (status == Capture::Status::kEnd) break;
+      if (status == Capture::Status::kFrame) take(frame);
+    }
+    if (sink_) sink_->close();
+  }
+
+  void print_summary() const {
+    const ordered_json summary = {
+        {"frames", {{"in", capture_.captured()}, {"used", used_}, {"dropped", capture_.dropped()}}},
+        {"predictions", predictions_},
+        {"reconnections", capture_.reconnections()},
+        {"latency_ms", latencies_.percentiles()},
+        {"model_ms", model_.percentiles()}};
+    if (arguments_.json) {
+      print(ordered_json{{"summary", summary}}.dump());
+      return;
+    }
+    const auto line = [](const char* name, const ordered_json& value) {
+      char text[128];
+      if (value["p50"].is_null()) return std::string();
+      std::snprintf(text, sizeof text, "; %s p50 %.1f ms, p95 %.1f ms, p99 %.1f ms", name,
+                    value["p50"].get<double>(), value["p95"].get<double>(), value["p99"].get<double>());
+      return std::string(text);
+    };
+    print(std::to_string(predictions_) + " predictions; frames: " + std::to_string(capture_.captured()) +
+          " in, " + std::to_string(used_) + " used, " + std::to_string(capture_.dropped()) + " dropped" +
+          line("latency", summary["latency_ms"]) + line("model", summary["model_ms"]));
+  }
+
+ private:
+  void take(const CapturedFrame& frame) {
+    // What came before a gap, or had another size, is no history of this frame.
+    const bool is_resized = used_ > 0 && (frame.height != height_ || frame.width != width_);
+    if (used_ > 0 && (frame.begins || is_resized)) stream_.reset();
+    if (used_ == 0) begin_ = frame.time;
+    height_ = frame.height;
+    width_ = frame.width;
+    ++used_;
+    const auto before = steady_clock::now();
+    const auto prediction = stream_.push({frame.data.data(), frame.height, frame.width});
+    if (prediction) {
+      const auto now = steady_clock::now();
+      ++predictions_;
+      model_.add(milliseconds(now - before));
+      latencies_.add(milliseconds(now - frame.time));
+      report(frame, prediction->probabilities, milliseconds(now - frame.time));
+    }
+    if (sink_) sink_->write(frame, caption_);
+  }
+
+  void report(const CapturedFrame& frame, const std::vector<float>& probabilities, double latency) {
+    const std::vector<std::string>& labels = stream_.labels();
+    const std::vector<std::size_t> best = top_classes(probabilities, arguments_.topk);
+    std::optional<std::size_t> decision;
+    if (hysteresis_) decision = hysteresis_->update(probabilities);
+    const double seconds = milliseconds(frame.time - begin_) / 1000.0;
+
+    caption_.clear();
+    if (hysteresis_) caption_.push_back(decision ? sifa::one_line(labels[*decision]) : "-");
+    for (const std::size_t index : best) {
+      char number[16];
+      std::snprintf(number, sizeof number, "%.2f ", probabilities[index]);
+      caption_.push_back(number + sifa::one_line(labels[index]));
+    }
+
+    if (!arguments_.json) {
+      char text[64];
+      std::snprintf(text, sizeof text, "%9.2f s  %6.1f ms  ", seconds, latency);
+      print(text + (hysteresis_ ? caption_[0] + "  " : "") + caption_[hysteresis_ ? 1 : 0]);
+      return;
+    }
+    ordered_json line = {{"frame", frame.index}, {"time_s", seconds}, {"latency_ms", latency}};
+    if (hysteresis_) line["decision"] = decision ? ordered_json(labels[*decision]) : ordered_json(nullptr);
+    line["classes"] = as_json(best, probabilities, labels);
+    // A label need not be UTF-8; JSON must.
+    print(line.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
+  }
+
+  static void print(const std::string& line) {
+    std::cout << line << std::endl;
+    if (!std::cout) {
+      throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
+    }
+  }
+
+  const FollowArguments& arguments_;
+  sifa::Stream stream_;
+  Capture capture_;
+  std::unique_ptr<sifa::Sink> sink_;
+  std::optional<sifa::Hysteresis> hysteresis_;
+  std::vector<std::string> caption_;
+  steady_clock::time_point begin_;
+  std::int64_t height_ = 0;
+  std::int64_t width_ = 0;
+  std::int64_t used_ = 0;
+  std::int64_t predictions_ = 0;
+  Durations latencies_;
+  Durations model_;
+};
+
+}  // namespace
+
+void follow(const FollowArguments& arguments) {
+  Follower follower(arguments);
+  std::signal(SIGINT, ask_to_stop);
+  std::signal(SIGTERM, ask_to_stop);
+  std::exception_ptr failure;
+  try {
+    follower.run();
+  } catch (const sifa::Error&) {
+    failure = std::current_exception();
+  }
+  follower.print_summary();
+  if (failure) std::rethrow_exception(failure);
+}

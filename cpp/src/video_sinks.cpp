@@ -1,0 +1,126 @@
+// Sinks that OpenCV writes: a video file by its ending, or a pipeline of GStreamer's.
+//
+//   FILE.mp4 .mkv .avi   annotated frames
+//   gst://PIPELINE       behind an appsrc; gst://autovideosink is a window
+//   rtp://HOST:PORT      H.264 as RTP
+//   udp://HOST:PORT      H.264 in MPEG-TS
+#include <filesystem>
+
+#include "opencv.h"
+#include "video.h"
+
+namespace sifa {
+namespace {
+
+constexpr double kUsualRate = 25.0;  // frames per second, where the source does not say
+
+bool starts_with(const std::string& text, const std::string& part) {
+  return text.compare(0, part.size(), part) == 0;
+}
+
+// The pipeline for a URI, or nothing for a file.
+std::string pipeline_of(const std::string& uri) {
+  const std::string source = "appsrc ! videoconvert ! ";
+  if (starts_with(uri, "gst://")) return source + uri.substr(6);
+  for (const auto& [scheme, middle] :
+       {std::pair{"rtp://", "rtph264pay config-interval=1"}, {"udp://", "mpegtsmux"}}) {
+    if (!starts_with(uri, scheme)) continue;
+    const std::string rest = uri.substr(std::string(scheme).size());
+    const std::size_t colon = rest.rfind(':');
+    const bool is_valid = colon != std::string::npos && colon > 0 && colon + 1 < rest.size() &&
+                          rest.find_first_not_of("0123456789", colon + 1) == std::string::npos &&
+                          rest.find_first_of(" !") == std::string::npos;
+    if (!is_valid) {
+      throw Error(ErrorCode::kInvalidArgument, "sink " + one_line(uri) + " must be " + scheme + "HOST:PORT");
+    }
+    return source + "x264enc tune=zerolatency speed-preset=veryfast ! " + middle +
+           " ! udpsink host=" + rest.substr(0, colon) + " port=" + rest.substr(colon + 1);
+  }
+  return "";
+}
+
+class VideoSink : public Sink {
+ public:
+  VideoSink(const std::string& uri, double rate)
+      : uri_(uri), pipeline_(pipeline_of(uri)), rate_(rate > 0.0 ? rate : kUsualRate) {
+    if (!pipeline_.empty()) return;
+    const std::string extension = std::filesystem::path(uri).extension().string();
+    if (extension != ".mp4" && extension != ".mkv" && extension != ".avi") {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "sink " + one_line(uri) +
+                      " must be a video file (.mp4, .mkv, .avi), gst://PIPELINE, "
+                      "rtp://HOST:PORT, udp://HOST:PORT, or - for lines of JSON");
+    }
+    code_ = extension == ".avi" ? cv::VideoWriter::fourcc('M', 'J', 'P', 'G')
+                                : cv::VideoWriter::fourcc('m', 'p', '4', 'v');
+  }
+
+  void write(const CapturedFrame& frame, const std::vector<std::string>& lines) override {
+    opencv_translated(uri_, [&] {
+      const cv::Mat rgb(static_cast<int>(frame.height), static_cast<int>(frame.width), CV_8UC3,
+                        const_cast<std::uint8_t*>(frame.data.data()));
+      cv::cvtColor(rgb, image_, cv::COLOR_RGB2BGR);
+      if (!writer_.isOpened()) open(image_.size());
+      // What is written has one size: a camera that came back with another is fitted to it.
+      if (image_.size() != size_) cv::resize(image_, image_, size_);
+      annotate(lines);
+      writer_.write(image_);
+    });
+  }
+
+  void close() override {
+    writer_.release();
+    if (!pipeline_.empty() || size_.empty()) return;
+    std::error_code error;
+    const auto bytes = std::filesystem::file_size(uri_, error);
+    if (error || bytes == 0) cannot_write("nothing was written: is the disk full?");
+  }
+
+ private:
+  [[noreturn]] void cannot_write(const std::string& why) const {
+    throw Error(ErrorCode::kOther, "video cannot be written: " + one_line(uri_) + ": " + why);
+  }
+
+  void open(cv::Size size) {
+    size_ = size;
+    const bool is_open = pipeline_.empty() ? writer_.open(std::filesystem::absolute(uri_).string(),
+                                                          cv::CAP_FFMPEG, code_, rate_, size)
+                                           : writer_.open(pipeline_, cv::CAP_GSTREAMER, 0, rate_, size);
+    if (!is_open) {
+      cannot_write(pipeline_.empty() ? "its folder must exist and be writable"
+                                     : "this OpenCV's GStreamer cannot run " + pipeline_);
+    }
+  }
+
+  void annotate(const std::vector<std::string>& lines) {
+    const double scale = std::max(0.4, image_.rows / 480.0);
+    const int step = static_cast<int>(28 * scale);
+    int baseline = step;
+    for (const std::string& line : lines) {
+      const cv::Point at(static_cast<int>(8 * scale), baseline);
+      // Light on dark reads on every picture.
+      const int width = std::max(1, static_cast<int>(scale));
+      cv::putText(image_, line, at, cv::FONT_HERSHEY_SIMPLEX, 0.8 * scale, cv::Scalar::all(0), width + 3,
+                  cv::LINE_AA);
+      cv::putText(image_, line, at, cv::FONT_HERSHEY_SIMPLEX, 0.8 * scale, cv::Scalar::all(255), width,
+                  cv::LINE_AA);
+      baseline += step;
+    }
+  }
+
+  std::string uri_;
+  std::string pipeline_;
+  double rate_;
+  int code_ = 0;
+  cv::Size size_;
+  cv::VideoWriter writer_;
+  cv::Mat image_;
+};
+
+}  // namespace
+}  // namespace sifa
+
+extern "C" SIFA_API void sifa_open_video_sink(const std::string& uri, double frames_per_second,
+                                              std::unique_ptr<sifa::Sink>& sink) {
+  sink = std::make_unique<sifa::VideoSink>(uri, frames_per_second);
+}

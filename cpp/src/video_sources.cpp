@@ -1,0 +1,153 @@
+// Sources that OpenCV reads: video files, folders of images, cameras, network streams, GStreamer's pipelines.
+#include <filesystem>
+#include <opencv2/imgcodecs.hpp>
+#include <set>
+
+#include "opencv.h"
+#include "video.h"
+
+namespace sifa {
+namespace {
+
+namespace fs = std::filesystem;
+
+// How long a network stream may be silent before it counts as lost.
+constexpr int kNetworkPatience = 5000;  // milliseconds
+
+void fill(CapturedFrame& frame, const cv::Mat& image) {
+  frame.height = image.rows;
+  frame.width = image.cols;
+  frame.data.resize(image.total() * 3);
+  to_rgb(image, frame.data.data());
+}
+
+class VideoSource : public Source {
+ public:
+  VideoSource(const SourceUri& uri) : name_(uri.what) {
+    const auto [what, backend] = opened_with(uri);
+    const std::vector<int> parameters =
+        uri.kind == SourceKind::kNetwork ? std::vector<int>{cv::CAP_PROP_OPEN_TIMEOUT_MSEC, kNetworkPatience,
+                                                            cv::CAP_PROP_READ_TIMEOUT_MSEC, kNetworkPatience}
+                                         : std::vector<int>{};
+    if (!capture_.open(what, backend, parameters)) cannot_open(name_, reason(uri));
+    if (uri.kind == SourceKind::kPath) {
+      capture_.set(cv::CAP_PROP_ORIENTATION_AUTO, 0);
+      quarter_turns_ = quarter_turns(capture_);
+    }
+  }
+
+  bool read(CapturedFrame& frame) override {
+    return opencv_translated(name_, [&] {
+      if (!capture_.grab()) return false;
+      if (!capture_.retrieve(image_) || image_.empty()) {
+        cannot_open(name_, "has a frame that cannot be decoded");
+      }
+      turn_upright(image_, quarter_turns_);
+      fill(frame, image_);
+      return true;
+    });
+  }
+
+  double frames_per_second() const override {
+    const double rate = capture_.get(cv::CAP_PROP_FPS);
+    return rate > 0.0 && rate < 1000.0 ? rate : 0.0;
+  }
+
+ private:
+  static std::pair<std::string, int> opened_with(const SourceUri& uri) {
+    switch (uri.kind) {
+      case SourceKind::kCamera:
+        return {uri.what, cv::CAP_V4L2};
+      case SourceKind::kJetsonCamera:
+      case SourceKind::kPipeline:
+        return {uri.what, cv::CAP_GSTREAMER};
+      case SourceKind::kNetwork:
+        return {uri.what, file_backend()};
+      default:
+        // An absolute path cannot be taken for a URL.
+        return {fs::absolute(uri.what).string(), file_backend()};
+    }
+  }
+
+  static std::string reason(const SourceUri& uri) {
+    switch (uri.kind) {
+      case SourceKind::kCamera:
+        return "is no camera that V4L2 can open";
+      case SourceKind::kJetsonCamera:
+      case SourceKind::kPipeline:
+        return "is no pipeline that this OpenCV's GStreamer can run";
+      case SourceKind::kNetwork:
+        return "does not answer with a stream that OpenCV can decode";
+      default:
+        return "is not a video that OpenCV can decode";
+    }
+  }
+
+  std::string name_;
+  cv::VideoCapture capture_;
+  cv::Mat image_;
+  int quarter_turns_ = 0;
+};
+
+class ImageFolder : public Source {
+ public:
+  explicit ImageFolder(const std::string& folder) {
+    const std::set<std::string> known{".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"};
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      std::string extension = entry.path().extension().string();
+      std::transform(extension.begin(), extension.end(), extension.begin(),
+                     [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+      if (entry.is_regular_file() && known.count(extension) > 0) paths_.push_back(entry.path().string());
+    }
+    if (paths_.empty()) {
+      throw Error(ErrorCode::kVideoHasNoFrames,
+                  "folder has no images (png, jpg, bmp, ppm, tif, webp): " + folder);
+    }
+    std::sort(paths_.begin(), paths_.end());
+  }
+
+  bool read(CapturedFrame& frame) override {
+    if (next_ == paths_.size()) return false;
+    const std::string& path = paths_[next_++];
+    return opencv_translated(path, [&] {
+      const cv::Mat image = cv::imread(path, cv::IMREAD_COLOR);
+      if (image.empty()) cannot_open(path, "is not an image that OpenCV can decode");
+      fill(frame, image);
+      return true;
+    });
+  }
+
+ private:
+  std::vector<std::string> paths_;
+  std::size_t next_ = 0;
+};
+
+}  // namespace
+}  // namespace sifa
+
+extern "C" SIFA_API void sifa_open_video_source(const sifa::SourceUri& uri,
+                                                std::unique_ptr<sifa::Source>& source) {
+  if (uri.kind == sifa::SourceKind::kPath && std::filesystem::is_directory(uri.what)) {
+    source = std::make_unique<sifa::ImageFolder>(uri.what);
+  } else {
+    sifa::opencv_translated(uri.what, [&] { source = std::make_unique<sifa::VideoSource>(uri); });
+  }
+}
+
+extern "C" SIFA_API void sifa_describe_video(sifa::Finding& finding) {
+  sifa::opencv_translated("OpenCV", [&] {
+    std::string names;
+    for (const cv::VideoCaptureAPIs backend : cv::videoio_registry::getBackends()) {
+      names += (names.empty() ? "" : ", ") + cv::videoio_registry::getBackendName(backend);
+    }
+    finding.value = std::string("OpenCV ") + CV_VERSION + " with " + names;
+    for (const auto& [name, what] : {std::pair{"FFMPEG", "video files and network streams"},
+                                     {"GSTREAMER", "pipelines, and on a Jetson its cameras"},
+                                     {"V4L2", "cameras"}}) {
+      if (names.find(name) != std::string::npos || !finding.problem.empty()) continue;
+      finding.problem = std::string("this OpenCV has no ") + name + ", which reads " + what;
+      finding.fix =
+          "install an OpenCV that has it (Debian's and JetPack's do): apt-get install libopencv-videoio-dev";
+    }
+  });
+}

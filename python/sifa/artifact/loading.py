@@ -1,0 +1,229 @@
+"""Loads artifacts of every format, and runs them once on their reference input."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .metadata import STATE_DTYPES, ArtifactError, can_serve, operator_schema, read_metadata, this_machine
+from .networks import last_step, reference_frames
+
+
+class Artifact:
+    """A loaded artifact: call it with frames, read `metadata`, `labels` and which frames it takes."""
+
+    def __init__(self, graph: Callable[..., Any], metadata: dict[str, Any], device: torch.device) -> None:
+        self._graph = graph
+        self._device = device
+        self.metadata = metadata
+        self.labels: list[str] = metadata["labels"]
+        self.num_frames: int = metadata["num_frames"]
+        self.frame_stride: int = metadata["frame_stride"]
+        self.sampling: str = metadata["sampling"]
+
+    def __call__(self, frames: Tensor | np.ndarray) -> Tensor:
+        """Probabilities, float32 `(N, num_classes)`, of frames, uint8 `(N, T, H, W, 3)` RGB.
+
+        Raises:
+            ValueError: the frames have another type or shape, or not `num_frames` of them.
+        """
+        frames = _checked_frames(frames, self.num_frames)
+        with torch.inference_mode():
+            return self._graph(frames.to(self._device))
+
+
+class StreamArtifact:
+    """A loaded artifact of a causal model: call it with one step's frames and the state, for any streams.
+
+    Attributes:
+        metadata, labels, num_frames, frame_stride: as those of `Artifact`; the probabilities are those of the
+            last `num_frames`.
+        stride: frames of one step.
+    """
+
+    def __init__(self, graph: Callable[..., Any], metadata: dict[str, Any], device: torch.device) -> None:
+        self._graph = graph
+        self._device = device
+        self.metadata = metadata
+        self.labels: list[str] = metadata["labels"]
+        self.num_frames: int = metadata["num_frames"]
+        self.frame_stride: int = metadata["frame_stride"]
+        self.stride: int = metadata["temporal_stride"]
+
+    def initial_state(self, streams: int) -> list[Tensor]:
+        """A state for new streams, whose first step is to be called with `first` set."""
+        return [
+            torch.zeros(streams, *like["shape"], dtype=STATE_DTYPES[like["dtype"]], device=self._device)
+            for like in self.metadata["state"]
+        ]
+
+    def __call__(
+        self, frames: Tensor | np.ndarray, state: list[Tensor], first: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Take one step of N streams.
+
+        Args:
+            frames: uint8 `(N, stride, H, W, 3)` RGB, the next frames of every stream.
+            state: `initial_state(N)`, or what the previous step returned.
+            first: bool `(N,)`: the stream begins with this step, whatever its row of the state holds.
+
+        Returns:
+            Probabilities, float32 `(N, num_classes)`, and the next state.
+
+        Raises:
+            ValueError: an argument has another type or shape.
+        """
+        frames = _checked_frames(frames, self.stride)
+        streams = frames.shape[0]
+        expected = [(streams, *like["shape"]) for like in self.metadata["state"]]
+        if [tuple(tensor.shape) for tensor in state] != expected:
+            raise ValueError(
+                f"state must be {len(expected)} tensors of {streams} rows, as initial_state({streams}) makes "
+                f"them, got {len(state)} of shapes {[tuple(tensor.shape) for tensor in state]}"
+            )
+        if first.dtype != torch.bool or first.shape != (streams,):
+            raise ValueError(
+                f"first must be bool ({streams},), got {str(first.dtype).removeprefix('torch.')} "
+                f"{tuple(first.shape)}"
+            )
+        with torch.inference_mode():
+            probabilities, after = self._graph(frames.to(self._device), list(state), first.to(self._device))
+        return probabilities, list(after)
+
+
+def load_artifact(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Artifact:
+    """Load an artifact of clips and run it once on its reference input.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtifactError: what `read_metadata` refuses; or it is one of a stream; or the graph needs another
+            operator or machine, cannot be loaded or run, has another number of outputs than labels, or does
+            not give the recorded probabilities on the reference input.
+    """
+    artifact = load_any(path, device)
+    if not isinstance(artifact, Artifact):
+        raise ArtifactError(f"{path} is a stream's, not a clip's: load it with load_stream")
+    return artifact
+
+
+def load_stream(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> StreamArtifact:
+    """Load an artifact of a stream and run it on its reference input, step by step; see `load_artifact`."""
+    artifact = load_any(path, device)
+    if not isinstance(artifact, StreamArtifact):
+        raise ArtifactError(f"{path} is a clip's, not a stream's: load it with load_artifact")
+    return artifact
+
+
+def load_any(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Artifact | StreamArtifact:
+    """Load an artifact, whichever kind it is of; see `load_artifact`."""
+    metadata = read_metadata(path)
+    if not can_serve(metadata["operator_schema"]):
+        raise ArtifactError(
+            f"{path} needs another operator: it was exported for {metadata['operator_schema']!r}, this sifa "
+            f"has {operator_schema()!r}; export the model again, or use the version of sifa that wrote it"
+        )
+    device = torch.device(device)
+    if metadata["format"] == "aoti":
+        _check_machine(Path(path), metadata["compiled_for"], device)
+    graph = _load_graph(Path(path), metadata, device)
+    frames = reference_frames(metadata["num_frames"], metadata["input_size"])
+    artifact: Artifact | StreamArtifact
+    try:
+        if metadata["kind"] == "clip":
+            artifact = Artifact(graph, metadata, device)
+            output = artifact(frames)
+        else:
+            artifact = StreamArtifact(graph, metadata, device)
+            output = last_step(artifact, frames, artifact.stride, artifact.initial_state(1))
+    except (RuntimeError, torch.jit.Error, AssertionError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} cannot be run on its reference input: {_reason(error)}; export the model again"
+        ) from error
+    count = len(artifact.labels)
+    if not isinstance(output, Tensor) or output.shape != (1, count):
+        given = f"{output.numel()} outputs" if isinstance(output, Tensor) else type(output).__name__
+        raise ArtifactError(f"{path}: labels has {count} names for {given}; export the model again")
+    reference = metadata["reference"]
+    expected = torch.tensor([float(probability) for probability in reference["probabilities"]])
+    difference = (output.flatten().cpu() - expected).abs().max().item()
+    if not difference <= reference["tolerance"]:
+        raise ArtifactError(
+            f"{path}: reference output differs by {difference:.1e} from the one recorded at export, "
+            f"more than the tolerance {reference['tolerance']:.0e}: this machine computes something else; "
+            "export the model again on this machine"
+        )
+    return artifact
+
+
+def _check_machine(path: Path, compiled_for: dict[str, str], device: torch.device) -> None:
+    here = this_machine(device.type)
+    for name, made_for in compiled_for.items():
+        if name in here and made_for != here[name]:
+            raise ArtifactError(
+                f"{path} was compiled for {name} {made_for!r}, not for {here[name]!r}: compile the exported "
+                "program here, with `sifa compile`"
+            )
+
+
+def _load_graph(path: Path, metadata: dict[str, Any], device: torch.device) -> Callable[..., Any]:
+    load = {"torchscript": _load_torchscript, "aoti": _load_package, "exported": _load_program}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated")
+            return load[metadata["format"]](str(path), device)
+    except Exception as error:  # whatever a damaged or foreign file makes of the loader
+        raise ArtifactError(
+            f"torch {torch.__version__} cannot load {path}, exported by torch {metadata['torch_version']}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}; "
+            "export the model again with this torch, or use that one"
+        ) from error
+
+
+def _load_torchscript(path: str, device: torch.device) -> Callable[..., Any]:
+    return torch.jit.load(path, map_location=device)
+
+
+def _load_package(path: str, device: torch.device) -> Callable[..., Any]:
+    # One call at a time, as the contract of an artifact is.
+    index = -1 if device.index is None else device.index
+    return torch._inductor.aoti_load_package(path, device_index=index)
+
+
+def _load_program(path: str, device: torch.device) -> Callable[..., Any]:
+    from .writing import for_cuda
+
+    program = torch.export.load(path)
+    if device.type == "cuda":
+        program = for_cuda(program)
+    # The guards of the example's sizes are none of the program's: see export_program.
+    return program.module(check_guards=False)
+
+
+def _checked_frames(frames: Tensor | np.ndarray, num_frames: int) -> Tensor:
+    frames = torch.as_tensor(frames)
+    if (
+        frames.dtype != torch.uint8
+        or frames.dim() != 5
+        or frames.shape[1] != num_frames
+        or frames.shape[4] != 3
+    ):
+        raise ValueError(
+            f"frames must be uint8 (N, {num_frames}, H, W, 3), RGB last, "
+            f"got {str(frames.dtype).removeprefix('torch.')} {tuple(frames.shape)}"
+        )
+    return frames.contiguous()  # which compiled code takes for granted
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a graph: the interpreter says it behind its traceback, whose source is indented."""
+    lines = str(error).strip().splitlines()
+    marks = [index for index, line in enumerate(lines) if line.endswith("<--- HERE")]
+    behind = [line for line in lines[marks[-1] + 1 :] if line.strip() and line[0] != " "] if marks else lines
+    return next(iter(behind), type(error).__name__)

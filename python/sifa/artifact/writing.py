@@ -1,0 +1,289 @@
+"""Writes artifacts: TorchScript files, exported programs, and the packages compiled from these."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.motion import decomposed_motion_offset
+from .metadata import (
+    METADATA_ENTRY,
+    STATE_DTYPES,
+    TOLERANCES,
+    ArtifactError,
+    make_metadata,
+    read_metadata,
+    this_machine,
+)
+from .networks import FrameClassifier, last_step, reference_frames
+
+if TYPE_CHECKING:
+    from ..models import VideoClassifier
+
+_SAME = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""By precision: how far a graph's probabilities may be from those of the network that it was made from."""
+
+_MAX_SIDE = 65536
+_MAX_BATCH = 65536
+
+
+def export_torchscript(
+    model: VideoClassifier,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    streaming: bool = False,
+) -> dict[str, Any]:
+    """Write `model` as an artifact for TorchScript, in Python or C++, and return its metadata.
+
+    The graph computes in eval mode, whatever the model's mode and device; the model is left as it was. The
+    file appears whole or not at all. The same model gives the same bytes, if the process scripted nothing
+    before (TorchScript numbers the classes it has seen).
+
+    Args:
+        model: a classifier of clips as `sifa.create_model` returns it.
+        path: the file to write, overwritten if it exists.
+        precision: what the network computes in: `"float32"`, `"float16"` or `"bfloat16"`. Preprocessing and
+            softmax are in float32 always.
+        streaming: write a graph of one step, for streams; the model must be causal.
+
+    Raises:
+        FileNotFoundError: the folder of `path` does not exist.
+        IsADirectoryError: `path` is a folder.
+        ValueError: the model's labels do not match its outputs, an unknown precision, or a model that cannot
+            be streamed.
+        RuntimeError: the graph does not answer as the model does.
+    """
+    path = _checked(path)
+    network = _Network(model, precision, streaming)
+    with torch.inference_mode(), warnings.catch_warnings():
+        # TorchScript is deprecated upstream; it is one of the two engines, and named as such.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated", category=DeprecationWarning)
+        if streaming:
+            # What tracing would fix to the example, it says; all of that is scripted, or the same for all.
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            parts = network.module.script_parts()  # type: ignore[operator]
+            graph = torch.jit.freeze(torch.jit.trace(parts, network.example(), check_trace=False))
+        else:
+            graph = torch.jit.freeze(torch.jit.script(network.module))
+        metadata = network.metadata("torchscript", graph, path)
+        buffer = io.BytesIO()
+        torch.jit.save(graph, buffer, _extra_files={METADATA_ENTRY: json.dumps(metadata, indent=1)})
+    _write_whole(path, _without_debug_records(buffer))
+    return metadata
+
+
+def export_program(
+    model: VideoClassifier,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    streaming: bool = False,
+) -> dict[str, Any]:
+    """Write `model` as a portable program (`.pt2`), for `compile_program`; see `export_torchscript`."""
+    path = _checked(path)
+    network = _Network(model, precision, streaming)
+    from torch.fx.experimental import _config
+
+    batch, height, width = (
+        torch.export.Dim(name, min=1, max=most)
+        for name, most in (("batch", _MAX_BATCH), ("height", _MAX_SIDE), ("width", _MAX_SIDE))
+    )
+    example = network.example()
+    sizes: dict[str, Any] = {"frames": {0: batch, 2: height, 3: width}}
+    if streaming:
+        sizes |= {"state": [{0: batch}] * len(example[1]), "first": {0: batch}}
+    # Oblivious: a batch, a height or a width of 1 is no case of its own.
+    with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        program = torch.export.export(network.module, example, dynamic_shapes=sizes, strict=False)
+    with torch.inference_mode():
+        metadata = network.metadata("exported", program.module(check_guards=False), path)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Weights that share a storage; it matters for weights that are not on the CPU, and these are.
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, buffer, extra_files={METADATA_ENTRY: json.dumps(metadata, indent=1)})
+    _write_whole(path, buffer.getvalue())
+    return metadata
+
+
+def compile_program(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], device: str = "cpu"
+) -> dict[str, Any]:
+    """Compile what `export_program` wrote into an AOTInductor package for this machine; return its metadata.
+
+    Takes a minute or more, and a C++ compiler. The package is checked on its reference input.
+
+    Args:
+        source: the exported program.
+        path: the file to write, overwritten if it exists.
+        device: `"cpu"` or `"cuda"`: where the package will run.
+
+    Raises:
+        FileNotFoundError: there is no file `source`, or the folder of `path` does not exist.
+        ArtifactError: `source` is no exported program, or damaged; or the package answers otherwise than
+            was recorded at export.
+        ValueError: an unknown device.
+        RuntimeError: it cannot be compiled, for want of a compiler or a device.
+    """
+    from .loading import load_any
+
+    path, source = _checked(path), Path(source)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "cpu" or "cuda", got {device!r}')
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "device cuda is not available: torch sees no GPU; compile on the machine that has it"
+        )
+    metadata = read_metadata(source)
+    if metadata["format"] != "exported":
+        raise ArtifactError(
+            f"{source} has format {metadata['format']!r}: only an exported program can be compiled; write "
+            "one with `sifa export --format exported`"
+        )
+    try:
+        program = torch.export.load(source)
+    except Exception as error:  # whatever a damaged or foreign program makes of the loader
+        raise ArtifactError(
+            f"torch {torch.__version__} cannot load {source}, exported by torch {metadata['torch_version']}: "
+            f"{_first_line(error)}; export the model again with this torch, or use that one"
+        ) from error
+    if device == "cuda":
+        program = for_cuda(program)
+    metadata |= {
+        "format": "aoti",
+        "torch_version": torch.__version__,
+        "compiled_for": this_machine(device),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "model.pt2"
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        except Exception as error:  # AOTInductor's own, the compiler's, the device's
+            raise RuntimeError(
+                f"{source} was not compiled: {_first_line(error)}; AOTInductor needs a C++ compiler (g++) on "
+                "this machine, and for cuda a CUDA toolkit"
+            ) from error
+        with zipfile.ZipFile(package, "a") as archive:
+            archive.writestr(
+                zipfile.ZipInfo(f"model/extra/{METADATA_ENTRY}"), json.dumps(metadata, indent=1).encode()
+            )
+        load_any(package, device)
+        _write_whole(path, package.read_bytes())
+    return metadata
+
+
+def for_cuda(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program, moved to CUDA, where the offsets are a saliency and a convolution of cuDNN's."""
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(without_fused_offsets(program), "cuda")
+
+
+def without_fused_offsets(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with the CPU's `sifa::motion_offset` taken apart, as eager mode does on other devices."""
+    return program.run_decompositions({torch.ops.sifa.motion_offset.default: decomposed_motion_offset})
+
+
+class _Network:
+    """The network of an artifact, its example input and its answer on the reference input."""
+
+    module: nn.Module
+
+    def __init__(self, model: VideoClassifier, precision: str, streaming: bool) -> None:
+        if precision not in TOLERANCES:
+            raise ValueError(f"precision must be {' or '.join(map(repr, TOLERANCES))}, got {precision!r}")
+        self.model = model
+        self.precision = precision
+        copied = copy.deepcopy(model).to("cpu", STATE_DTYPES[precision]).eval()
+        self.frames = reference_frames(model.num_frames, model.input_size)
+        self.state_like: list[Tensor] | None = None
+        if streaming:
+            from ..models.streaming import StreamingClassifier
+
+            self.module = stepping = StreamingClassifier(copied)
+            self.stride = stepping.stride
+            self.state_like = stepping.state_like
+        else:
+            self.module = FrameClassifier(copied)
+        self.module.eval()
+        # Before anything of it is scripted.
+        with torch.inference_mode():
+            self.expected = self._answer(self.module)
+
+    def example(self) -> tuple[Any, ...]:
+        """Arguments for tracing: a batch of two, since a batch of one could be mistaken for no batch."""
+        frames = self.frames.expand(2, -1, -1, -1, -1)
+        if self.state_like is None:
+            return (frames.contiguous(),)
+        return frames[:, : self.stride].contiguous(), self._state(2), torch.ones(2, dtype=torch.bool)
+
+    def metadata(self, format: str, graph: Callable[..., Any], path: Path) -> dict[str, Any]:
+        """The metadata of a graph made from the network; raises where it answers something else."""
+        probabilities = self._answer(graph)
+        if probabilities.shape[1] != len(self.model.labels):
+            raise ValueError(
+                f"the model has {probabilities.shape[1]} outputs but {len(self.model.labels)} labels"
+            )
+        difference, bound = (probabilities - self.expected).abs().max().item(), _SAME[self.precision]
+        if not difference <= bound:
+            raise RuntimeError(
+                f"{path} was not written: on the reference input the {format} graph differs from the model "
+                f"by {difference:.1e}, more than {bound:.0e}"
+            )
+        return make_metadata(self.model, format, self.precision, self.state_like, self.frames, probabilities)
+
+    def _answer(self, graph: Callable[..., Any]) -> Tensor:
+        if self.state_like is None:
+            return graph(self.frames)
+        return last_step(graph, self.frames, self.stride, self._state(1))
+
+    def _state(self, streams: int) -> list[Tensor]:
+        assert self.state_like is not None
+        return [torch.zeros(streams, *like.shape[1:], dtype=like.dtype) for like in self.state_like]
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file in it")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _without_debug_records(archive: io.BytesIO) -> bytes:
+    """The zip without the records that hold source text and paths of the machine that exported it."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(result, "w") as target:
+        for entry in source.infolist():
+            # The serialization id is a hash over the dropped records too.
+            if not entry.filename.endswith((".debug_pkl", "/serialization_id")):
+                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry), entry.compress_type)
+    return result.getvalue()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody, not even after a crash, sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

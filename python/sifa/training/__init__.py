@@ -1,0 +1,1 @@
+"""Training: recipes with every choice in them, on Lightning's trainer."""

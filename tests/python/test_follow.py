@@ -1,0 +1,485 @@
+"""sifa-run on streams: every source and sink on loopback, with real servers, that die and come back.
+
+The model says how red, green and blue its frames are, so that no source can mix up colours. Nothing here
+waits for a certain time: a source is followed until it has answered, and all is bounded by `TIMEOUT`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_runtime_data import SmallModel, make_videos, pattern, stream_model
+from PIL import Image
+from sifa.artifact import export_torchscript
+from sifa.data.motion import write_video
+from sifa.demo import find_sifa_run
+from torchcodec.decoders import VideoDecoder
+
+TIMEOUT = 120  # seconds, for anything
+RED = np.zeros((8, 48, 64, 3), np.uint8)
+RED[..., 0] = 255
+TEST_SOURCE = "gst://videotestsrc pattern=red {options} ! video/x-raw,width=64,height=48,framerate=25/1"
+
+pytestmark = pytest.mark.usefixtures("runtime_module")
+
+
+class ColourModel(SmallModel):
+    """Its probabilities are those of red, green and blue."""
+
+    num_frames = 4
+    frame_stride = 1
+
+    def __init__(self):
+        super().__init__()
+        self.labels = ["red", "green", "blue"]
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return clip.mean((2, 3, 4)) + 0.0 * self.stem.weight.sum()
+
+
+class SlowModel(ColourModel):
+    """It takes longer than a frame of a live source lasts."""
+
+    input_size = (256, 256)
+
+    def __init__(self):
+        super().__init__()
+        self.wide = torch.nn.Conv2d(3, 256, 9, padding=4)
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return clip.mean((2, 3, 4)) + 0.0 * self.wide(clip[0].transpose(0, 1)).sum()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("follow")
+    export_torchscript(ColourModel().eval(), folder / "colour.pt")
+    export_torchscript(SlowModel().eval(), folder / "slow.pt")
+    export_torchscript(stream_model(), folder / "stream.pt", streaming=True)
+    make_videos(folder)
+    write_video(folder / "red.mkv", torch.from_numpy(RED), lossless=True)
+    (folder / "images").mkdir()
+    for i, frame in enumerate(pattern(12, 40, 48)):
+        Image.fromarray(frame).save(folder / "images" / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gstreamer():
+    """Whether the system has the parts of GStreamer that the servers are made of; CI must."""
+    parts = ("videotestsrc", "x264enc", "rtph264pay", "mpegtsmux")
+    has = shutil.which("gst-inspect-1.0") and all(
+        subprocess.run(["gst-inspect-1.0", part], capture_output=True).returncode == 0 for part in parts
+    )
+    if not has and "CI" not in os.environ:
+        pytest.skip("needs GStreamer's plugins: make build-tests installs them")
+    assert has
+
+
+def command(*arguments):
+    return [str(find_sifa_run()), *map(str, arguments), "--threads", "1"]
+
+
+def follow(*arguments, **options):
+    """Runs to the end: (predictions, summary)."""
+    done = subprocess.run(command(*arguments), capture_output=True, timeout=TIMEOUT, **options)
+    assert done.returncode == 0, done.stderr
+    return parsed(done.stdout)
+
+
+def parsed(output):
+    *predictions, last = map(json.loads, output.splitlines())
+    return predictions, last["summary"]
+
+
+class Following:
+    """A sifa-run that goes on until it is stopped."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.lines = []
+        # Whatever happens, reading ends.
+        self.watchdog = threading.Timer(TIMEOUT, self.process.kill)
+        self.watchdog.start()
+
+    def read(self, count=1):
+        for _ in range(count):
+            line = self.process.stdout.readline()
+            assert line, self.rest()[2]
+            self.lines.append(json.loads(line))
+        return self.lines[-1]
+
+    def stop(self, with_signal=signal.SIGINT):
+        self.process.send_signal(with_signal)
+        code, output, errors = self.rest()
+        assert code == 0, errors
+        predictions, summary = parsed(output)
+        return self.lines + predictions, summary
+
+    def fail(self):
+        code, output, errors = self.rest()
+        return code, parsed(output)[1], errors.decode()
+
+    def rest(self):
+        # Not communicate(): lines that were read ahead would be lost.
+        output, errors = self.process.stdout.read(), self.process.stderr.read()
+        code = self.process.wait()
+        self.watchdog.cancel()
+        return code, output, errors
+
+
+def assert_red(prediction):
+    best = prediction["classes"][0]
+    assert best["label"] == "red"
+    assert best["probability"] > 0.7
+
+
+def expected(model, frames, **options):
+    from sifa import runtime
+
+    stream = runtime.Stream(model, **options)
+    return [answer for answer in map(stream.push, frames) if answer is not None]
+
+
+def assert_same(predictions, answers):
+    assert [p["frame"] for p in predictions] == [a.frame for a in answers]
+    for prediction, answer in zip(predictions, answers, strict=True):
+        probabilities = {c["index"]: c["probability"] for c in prediction["classes"]}
+        np.testing.assert_allclose([probabilities[i] for i in range(3)], answer.probabilities, atol=1e-5)
+
+
+# --- What ends: files, folders, standard input ----------------------------------------------------------
+
+
+def test_a_file_through_both_kinds_of_model(data):
+    frames = pattern(11, 20, 30)
+    predictions, summary = follow(data / "stream.pt", data / "clip.mkv")
+    assert_same(predictions, expected(data / "stream.pt", frames))
+    assert summary["frames"] == {"in": 11, "used": 11, "dropped": 0}
+    assert (summary["predictions"], summary["reconnections"]) == (2, 0)
+    assert summary["latency_ms"]["p50"] <= summary["latency_ms"]["p95"] <= summary["latency_ms"]["p99"]
+    predictions, _ = follow(data / "colour.pt", data / "clip.mkv", "--stream", "--hop", 2)
+    assert_same(predictions, expected(data / "colour.pt", frames, hop=2))
+    predictions, _ = follow(data / "colour.pt", data / "clip.mkv", "-", "--frame-stride", 3)
+    assert_same(predictions, expected(data / "colour.pt", frames, frame_stride=3))
+
+
+def test_a_folder_of_images(data):
+    predictions, summary = follow(data / "stream.pt", data / "images")
+    assert_same(predictions, expected(data / "stream.pt", pattern(12, 40, 48)))
+    assert summary["frames"]["in"] == 12
+
+
+def test_raw_frames_on_standard_input(data):
+    frames = pattern(8, 40, 48)
+    options = ("-", "--size", "48x40")
+    predictions, _ = follow(data / "stream.pt", *options, input=frames.tobytes())
+    assert_same(predictions, expected(data / "stream.pt", frames))
+
+
+def test_a_rotated_file_is_upright(data):
+    predictions, _ = follow(data / "colour.pt", data / "rotated_90.mp4", "--stream")
+    upright = np.rot90(pattern(11, 20, 30), -1, (1, 2))
+    assert_same(predictions, expected(data / "colour.pt", upright))
+
+
+def test_frames_of_another_size_begin_anew(data, tmp_path):
+    """A window never holds frames of two sizes."""
+    for i, side in enumerate([8] * 6 + [12] * 5):
+        Image.fromarray(np.full((side, side, 3), 20 * i, np.uint8)).save(tmp_path / f"{i:03}.png")
+    predictions, _ = follow(data / "colour.pt", tmp_path)
+    assert [p["frame"] for p in predictions] == [3, 4, 5, 9, 10]
+
+
+def test_red_is_red(data, gstreamer, tmp_path):
+    Image.fromarray(RED[0]).save(tmp_path / "0.png")
+    Image.fromarray(RED[0]).save(tmp_path / "1.PNG")
+    for source, options in (
+        (data / "red.mkv", {}),
+        (tmp_path, {}),
+        ("-", {"input": RED.tobytes()}),
+        (TEST_SOURCE.format(options="num-buffers=8"), {}),
+    ):
+        size = ("--size", "64x48") if source == "-" else ()
+        model = data / "colour.pt"
+        if source == tmp_path:  # of two frames only
+            predictions, _ = follow(model, source, "--stream", *size, **options)
+            assert predictions == []
+            for i in range(2, 4):
+                Image.fromarray(RED[0]).save(tmp_path / f"{i}.png")
+        predictions, _ = follow(model, source, "--stream", *size, **options)
+        assert predictions
+        for prediction in predictions:
+            assert_red(prediction)
+
+
+def test_decisions_are_held(data):
+    frames = np.concatenate([RED, np.roll(RED, 1, -1), RED // 8])
+    arguments = (data / "colour.pt", "-", "--size", "64x48", "--hop", 1)
+    predictions, _ = follow(*arguments, "--decide", 0.8, 0.4, input=frames.tobytes())
+    decisions = [prediction["decision"] for prediction in predictions]
+    assert set(decisions) == {"red", "green", None}
+    # Held below the threshold that it took to decide.
+    assert any(p["decision"] == "red" and p["classes"][0]["probability"] < 0.8 for p in predictions)
+    assert "decision" not in follow(*arguments, input=RED.tobytes())[0][0]
+
+
+def test_lines_for_people(data):
+    """On a terminal; `script` makes one."""
+    line = " ".join(map(str, command(data / "stream.pt", data / "clip.mkv")))
+    done = subprocess.run(
+        ["script", "-qec", line, "/dev/null"], capture_output=True, text=True, timeout=TIMEOUT
+    )
+    first, _, summary = done.stdout.splitlines()
+    assert "class_" in first
+    assert " ms " in first
+    assert "2 predictions; frames: 11 in, 11 used, 0 dropped; latency p50 " in summary
+
+
+# --- What is live ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_a_pipeline_is_stopped_with_a_summary(data, gstreamer, with_signal):
+    following = Following(data / "colour.pt", TEST_SOURCE.format(options="is-live=true"))
+    assert_red(following.read(3))
+    predictions, summary = following.stop(with_signal)
+    assert summary["predictions"] == len(predictions) >= 3
+    frames = summary["frames"]
+    assert 0 <= frames["in"] - frames["used"] - frames["dropped"] <= 2  # what was left in the queue
+
+
+def test_what_comes_too_fast_is_dropped_and_counted(data, gstreamer):
+    following = Following(data / "slow.pt", TEST_SOURCE.format(options="is-live=true"))
+    assert_red(following.read(5))
+    predictions, summary = following.stop()
+    frames = summary["frames"]
+    assert frames["dropped"] > 0
+    assert 0 <= frames["in"] - frames["used"] - frames["dropped"] <= 2
+    # The newest frame of a prediction lies ahead of those used by what was dropped before it.
+    assert predictions[-1]["frame"] > len(predictions) + 2
+
+
+def test_a_pipeline_ends(data, gstreamer):
+    predictions, summary = follow(data / "colour.pt", TEST_SOURCE.format(options="num-buffers=9"))
+    assert len(predictions) == summary["frames"]["in"] - 3
+
+
+def test_a_pipeline_that_cannot_start_is_refused(data):
+    done = subprocess.run(
+        command(data / "colour.pt", "gst://nosuchthing"), capture_output=True, timeout=TIMEOUT
+    )
+    assert done.returncode == 8
+    assert b"video cannot be opened: " in done.stderr
+
+
+def test_rtsp(data, gstreamer):
+    server = subprocess.Popen(
+        ["/usr/bin/python3", str(Path(__file__).with_name("rtsp_server.py"))],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = int(server.stdout.readline())
+        following = Following(data / "colour.pt", f"rtsp://127.0.0.1:{port}/red")
+        assert_red(following.read(3))
+        following.stop()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port(kind=socket.SOCK_STREAM):
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def encoder(*output, options=()):
+    """FFmpeg on a red picture without end, as MPEG-TS."""
+    arguments = [
+        "ffmpeg",
+        "-loglevel",
+        "error",
+        *options,
+        "-f",
+        "lavfi",
+        "-i",
+        "color=red:size=64x48:rate=25",
+    ]
+    return [*arguments, "-c:v", "mpeg2video", "-g", "5", "-f", "mpegts", *output]
+
+
+def test_mpeg_ts_over_udp_with_loss(data):
+    sent, received = free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_DGRAM)
+    done = threading.Event()
+
+    def relay():
+        """Loses every seventh packet."""
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as from_,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to,
+        ):
+            from_.bind(("127.0.0.1", sent))
+            from_.settimeout(0.1)
+            count = 0
+            while not done.is_set():
+                try:
+                    packet = from_.recv(65536)
+                except TimeoutError:
+                    continue
+                count += 1
+                if count % 7:
+                    to.sendto(packet, ("127.0.0.1", received))
+
+    thread = threading.Thread(target=relay)
+    thread.start()
+    sender = subprocess.Popen(encoder(f"udp://127.0.0.1:{sent}?pkt_size=376", options=["-re"]))
+    try:
+        following = Following(data / "colour.pt", f"udp://127.0.0.1:{received}")
+        assert_red(following.read(10))
+        following.stop()
+    finally:
+        sender.kill()
+        sender.wait()
+        done.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def some_seconds():
+    """The bytes of an MPEG-TS."""
+    return subprocess.run(encoder("-", options=["-t", "3"]), capture_output=True, check=True).stdout
+
+
+def serve(content, port):
+    """Sends the content to the first that connects, and hangs up."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(TIMEOUT)
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(content)
+
+
+def test_a_server_that_dies_and_returns(data, some_seconds):
+    port = free_port()
+    first = threading.Thread(target=serve, args=(some_seconds, port))
+    first.start()
+    following = Following(data / "colour.pt", f"tcp://127.0.0.1:{port}?listen=0")
+    assert_red(following.read())
+    first.join()
+    second = threading.Thread(target=serve, args=(some_seconds, port))
+    second.start()  # while it knocks in vain
+    second.join()
+    third = threading.Thread(target=serve, args=(some_seconds, port))
+    third.start()
+    third.join()  # it has come back twice
+    predictions, summary = following.stop()
+    assert summary["reconnections"] >= 1
+    # A window that begins with the second connection: three frames of it say nothing.
+    gaps = [b["frame"] - a["frame"] for a, b in zip(predictions, predictions[1:], strict=False)]
+    assert max(gaps) >= 4
+
+
+def test_a_server_that_does_not_return_is_given_up(data, some_seconds):
+    port = free_port()
+    server = threading.Thread(target=serve, args=(some_seconds, port))
+    server.start()
+    following = Following(data / "colour.pt", f"tcp://127.0.0.1:{port}", "-", "--give-up-after", "1")
+    code, summary, errors = following.fail()
+    server.join()
+    assert code == 8
+    assert summary["frames"]["in"] > 10
+    assert "does not answer with a stream" in errors
+    assert errors.count("\n") == 1
+
+
+# --- Sinks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.avi"])
+def test_an_annotated_file(data, tmp_path, name):
+    frames = np.full((10, 120, 160, 3), 128, np.uint8)
+    size = ("--size", "160x120")
+    predictions, _ = follow(data / "colour.pt", "-", tmp_path / name, *size, input=frames.tobytes())
+    assert len(predictions) == 7
+    written = VideoDecoder(tmp_path / name, dimension_order="NHWC").get_frames_in_range(0, 10).data.numpy()
+    assert written.shape == frames.shape
+    # Grey until there is something to say; then light and dark letters.
+    assert np.abs(written[0].astype(int) - 128).max() < 20
+    assert written[9].max() > 200
+    assert written[9].min() < 60
+
+
+def test_a_network_stream_as_a_sink(data, gstreamer):
+    """From one sifa-run to another."""
+    port = free_port(socket.SOCK_DGRAM)
+    sender = Following(
+        data / "colour.pt", TEST_SOURCE.format(options="is-live=true"), f"udp://127.0.0.1:{port}"
+    )
+    receiver = Following(data / "colour.pt", f"udp://127.0.0.1:{port}")
+    assert_red(receiver.read(3))
+    receiver.stop()
+    sender.read()
+    sender.stop()
+
+
+def test_what_cannot_be_followed(data, tmp_path):
+    model, video = data / "colour.pt", data / "red.mkv"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for arguments, code, message in (
+        ((model, "ftp://x"), 2, 'source "ftp://x" has an unknown scheme: give a video file'),
+        ((model, "rtsp://"), 2, "has nothing behind its scheme"),
+        ((model, "csi://front"), 2, "must name a sensor, such as csi://0"),
+        ((model, "-"), 2, "need their size (--size WIDTHxHEIGHT)"),
+        ((model, "-", "--size", "64"), 2, "must be WIDTHxHEIGHT, such as 640x480, got 64"),
+        ((model, "-", "--size", "64x99999"), 2, "each 1 to 65536, got 64x99999"),
+        ((model, "-", "--size", "7x7"), 8, "standard input ends within a frame: "),
+        ((model, data / "nothing", "-"), 3, "video file or folder not found"),
+        ((model, tmp_path / "empty"), 9, "folder has no images"),
+        ((model, tmp_path), 8, "broken.png is not an image that OpenCV can decode"),
+        ((model, "/dev/video99"), 8, "/dev/video99 is no camera that V4L2 can open"),
+        ((model, f"tcp://127.0.0.1:{free_port()}"), 8, "does not answer with a stream"),
+        ((model, data / "text.mp4", "-"), 8, "is not a video that OpenCV can decode"),
+        ((model, video, tmp_path / "out.gif"), 2, "must be a video file (.mp4, .mkv, .avi), gst://PIPELINE"),
+        ((model, video, tmp_path / "none" / "out.mp4"), 1, "its folder must exist and be writable"),
+        ((model, video, "udp://host"), 2, "must be udp://HOST:PORT"),
+        ((model, video, "--stream", "--hop", 5), 2, "hop must be a multiple of 1 up to 4"),
+        ((model, video, "--stream", "--decide", 0.3, 0.5), 2, "must be 0 < leave <= enter <= 1"),
+        ((model,), 2, "SOURCE is required"),
+    ):
+        done = subprocess.run(
+            command(*arguments), capture_output=True, text=True, input="x" * 100, timeout=TIMEOUT
+        )
+        assert done.returncode == code, (arguments, done.stderr)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_is_said(data):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command(data / "stream.pt", data / "clip.mkv"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    assert done.returncode == 1
+    assert "cannot be written to standard output" in done.stderr
+
+
+def test_metadata_without_loading_the_program(data):
+    done = subprocess.run(command(data / "stream.pt", "--no-exec"), capture_output=True, timeout=TIMEOUT)
+    assert json.loads(done.stdout)["kind"] == "streaming"
