@@ -152,6 +152,7 @@ def test_labels_of_a_file_of_lines(place):
             r"list.txt:2: label must be 0 to 1, .* 2 classes, got 5",
         ),
         ("a.mp4 -1\n", {}, r"list.txt:1: label must be 0 to .*, got -1"),
+        ("a.mp4 0\na.mp4 900000000\n", {}, r"list.txt:2: label must be 0 to 99999, .*, got 900000000"),
         ("a.mp4 0\na.mp4 one\n", {}, r"list.txt:2: label must be an integer, got 'one'"),
         ("a.mp4\n", {}, r"list.txt:1 must be `path label`, got 'a.mp4'"),
         ("folder 0 1\n", {}, r"list.txt:1: frames must be at least 1, got 0"),

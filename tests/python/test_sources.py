@@ -1,6 +1,7 @@
 """Frames out of whatever a video is stored as: video files, folders of images, LMDB environments."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -130,6 +131,11 @@ def test_lmdb_environments_that_are_no_video(environment, tmp_path):
         VideoError, match=r"text.lmdb is not an LMDB environment that can be read: .*text.lmdb"
     ):
         open_source(tmp_path / "text.lmdb")
+    whole = environment({f"{number:06d}.jpg": image(number) for number in range(1, 40)})
+    file = whole / "data.mdb" if whole.is_dir() else whole
+    os.truncate(file, file.stat().st_size // 3)
+    with pytest.raises(VideoError, match=r"is truncated: it has \d+ bytes of \d+"):
+        open_source(whole)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "data.mdb").write_bytes(b"")
     with pytest.raises(VideoError, match="folder is not an LMDB environment that can be read"):

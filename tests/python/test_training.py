@@ -387,6 +387,9 @@ def test_checkpoints_are_checked(tmp_path):
         ValueError, match="other.ckpt is no checkpoint of `sifa train`: it has no entry 'sifa'"
     ):
         checkpoint.load_checkpoint(tmp_path / "other.ckpt")
+    torch.save({"sifa": {}, "state_dict": {}}, tmp_path / "empty.ckpt")
+    with pytest.raises(ValueError, match="empty.ckpt is a checkpoint of `sifa train` without its model"):
+        checkpoint.load_checkpoint(tmp_path / "empty.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -439,6 +442,21 @@ def test_a_training_goes_on_by_the_same_recipe_only(motion_videos, tmp_path, mon
         train(recipe_of(tmp_path, motion_videos))
 
 
+def test_a_trained_head_is_kept_for_its_own_classes_only(tmp_path):
+    trained = sifa.create_model("sifa_tiny", num_classes=3)
+    trained.labels = ["nod", "shake", "spin"]
+    trained.save_pretrained(tmp_path)
+    recipe = read_recipe("motion", [f"--model.pretrained={tmp_path}"])
+    moved = run.make_model(recipe, ("spin", "nod", "shake"))
+    assert torch.equal(moved.head.weight, trained.head.weight[[2, 0, 1]])
+    assert torch.equal(moved.head.bias, trained.head.bias[[2, 0, 1]])
+    other = run.make_model(recipe, ("nod", "shake", "jump"))
+    assert other.labels == ["nod", "shake", "jump"]
+    assert not torch.equal(other.head.weight, trained.head.weight)
+    name = next(name for name, _ in trained.named_parameters() if "conv" in name)
+    assert torch.equal(other.get_parameter(name), trained.get_parameter(name))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -447,6 +465,11 @@ def test_a_training_goes_on_by_the_same_recipe_only(motion_videos, tmp_path, mon
         (["--batch_size=8"], "there are 4 videos to train on, fewer than one batch of 8"),
         (["--sync_batchnorm=true"], "sync_batchnorm works on GPUs only: give --sync_batchnorm=false"),
         (["--model.pretrained=imagenet"], "the backbone of sifa_tiny is none of timm's"),
+        pytest.param(
+            ["--device=cuda"],
+            "device=cuda: torch sees no GPU here; give --device=cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_what_cannot_be_trained(motion_videos, tmp_path, options, message):
@@ -490,9 +513,11 @@ def test_the_command_says_what_comes_next(motion_videos, tmp_path, capsys):
     assert re.fullmatch(r"epoch 1/1: loss \S+, validation loss \S+, top-1 \S+ %, top-5 \S+ %\n", captured.err)
 
 
-def test_a_signal_stops_the_command_and_it_says_how_to_go_on(motion_videos, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])  # which ignore the signals themselves
+def test_a_signal_stops_the_command_and_it_says_how_to_go_on(motion_videos, tmp_path, workers):
     command = [sys.executable, "-c", SIFA, "train", "motion", *options_of(tmp_path, motion_videos)]
-    process = subprocess.Popen([*command, "--epochs=10000"], stderr=subprocess.PIPE, text=True)
+    command += ["--epochs=10000", f"--data.workers={workers}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline().startswith("epoch 1/10000: ")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)

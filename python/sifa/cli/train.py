@@ -29,6 +29,9 @@ def train(
     need("train", "jsonargparse", "lightning", "tensorboard", "torchmetrics", "torchvision")
     from ..training.recipe import list_recipes, make_parser, read_recipe, write_recipe
 
+    if recipe is not None and recipe.startswith("--"):  # a choice, and no recipe before it
+        context.args.insert(0, recipe)
+        recipe = None
     if show_help:
         print(f"{context.command.help}\n\nbundled recipes: {', '.join(list_recipes())}\n")
         make_parser().print_help()
@@ -59,6 +62,13 @@ def train(
         f"{result.folder}: trained; of the held-out videos {top1:.1f} % right, {top5:.1f} % in the top five"
     )
     if result.broken:
-        print(f"{len(result.broken)} videos could not be read, among them {result.broken[0]}")
-    folder, annotations = shlex.quote(str(result.folder)), shlex.quote(str(result.annotations))
-    print(f"to evaluate: sifa eval {folder} {annotations}\nto export:   sifa export {folder} -o model.pt")
+        print(f"videos that could not be read: {len(result.broken)}, among them {result.broken[0]}")
+    data = chosen.data
+    choices = {"template": data.template}
+    if data.validation is not None:  # not the list that the training wrote
+        format = None if data.format == "auto" else data.format
+        choices |= {"format": format, "root": data.root, "split": data.validation_split}
+    options = [f"--{name}={value}" for name, value in choices.items() if value is not None]
+    evaluate = shlex.join(["sifa", "eval", str(result.folder), str(result.annotations), *options])
+    export = shlex.join(["sifa", "export", str(result.folder), "-o", "model.pt"])
+    print(f"to evaluate: {evaluate}\nto export:   {export}")

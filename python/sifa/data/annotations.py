@@ -31,6 +31,9 @@ VIDEO_SUFFIXES = (
 
 _PROBES = 64  # videos whose place is looked at before the first batch
 
+# Above any sensible number; a larger index is a typing error, for which no names are made.
+_MAX_CLASSES = 100_000
+
 
 class AnnotationError(ValueError):
     """An annotation file or its data cannot be used; the message says what, where and the way out."""
@@ -333,6 +336,12 @@ def _labels_beside(source: Path) -> Path:
 def _names_in(entries: Sequence[_Entry]) -> tuple[str, ...]:
     """The names of the classes where nothing else gives them."""
     indices = [entry.label for entry in entries if isinstance(entry.label, int)]
+    for entry in entries:
+        if isinstance(entry.label, int) and not 0 <= entry.label < _MAX_CLASSES:
+            raise AnnotationError(
+                f"{entry.where}: label must be 0 to {_MAX_CLASSES - 1}, the index of a class, "
+                f"got {entry.label}"
+            )
     if indices:
         return tuple(f"class_{i}" for i in range(max(indices) + 1))
     return tuple(sorted({str(entry.label) for entry in entries}))

@@ -121,12 +121,20 @@ class _Environment:
             import lmdb
         except ModuleNotFoundError as error:
             raise ImportError(f"reading {self._path} needs lmdb: pip install lmdb") from error
+        folder = self._path.is_dir()
         try:
-            return lmdb.open(
-                str(self._path), subdir=self._path.is_dir(), readonly=True, lock=False, readahead=False
+            environment = lmdb.open(
+                str(self._path), subdir=folder, readonly=True, lock=False, readahead=False
             )
         except lmdb.Error as error:
             raise VideoError(f"{self._path} is not an LMDB environment that can be read: {error}") from error
+        # It is mapped into memory, where reading behind the end of the file kills the process.
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        size = (self._path / "data.mdb" if folder else self._path).stat().st_size
+        if size < needed:
+            environment.close()
+            raise VideoError(f"{self._path} is truncated: it has {size} bytes of {needed}")
+        return environment
 
     def read(self, indices: Sequence[int]) -> Tensor:
         def key(index: int) -> str:

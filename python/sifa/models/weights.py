@@ -66,9 +66,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise RuntimeError(f"{path} is not a safetensors file: {error}; copy or make it again") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RuntimeError(f"{path} cannot be read as weights of torch.save: {reason}") from error
+    except Exception as error:  # whatever unpickling meets; torch's words advise to trust the file
+        raise RuntimeError(
+            f"{path} cannot be read as weights of torch.save: it is damaged, or holds more than tensors"
+        ) from error
     for entry in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]

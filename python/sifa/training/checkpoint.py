@@ -28,11 +28,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling meets in a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint of `sifa train`: {reason}") from error
-    if not isinstance(checkpoint, dict) or "sifa" not in checkpoint:
+    except Exception as error:  # whatever unpickling meets; torch's words advise to trust the file
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of `sifa train`: it is damaged, or something else"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("sifa"), dict):
         raise ValueError(f"{path} is no checkpoint of `sifa train`: it has no entry 'sifa'")
+    if "model" not in checkpoint["sifa"] or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path} is a checkpoint of `sifa train` without its model")
     return checkpoint
 
 

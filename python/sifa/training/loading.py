@@ -135,6 +135,13 @@ class ValidationLoader(DataLoader[dict[str, Any]]):
         super().__init__(clips, batch_sampler=order, **options)
 
 
+def end_workers(loader: DataLoader[dict[str, Any]]) -> None:
+    """End the processes that a loader keeps for its next epoch."""
+    if loader._iterator is not None and loader.num_workers > 0:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        loader._iterator = None
+
+
 def ignore_signals(worker: int) -> None:
     """Leave the signals to the training process, which still needs the workers' batches to end its step."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ from ..preprocessing import ClipPreprocessing
 from . import checkpoint
 from . import recipe as recipes
 from .callbacks import Checkpoints, EpochLines
-from .loading import TrainingLoader, TrainingOrder, ValidationLoader, ValidationOrder, ignore_signals
+from .loading import (
+    TrainingLoader,
+    TrainingOrder,
+    ValidationLoader,
+    ValidationOrder,
+    end_workers,
+    ignore_signals,
+)
 from .module import ClassifierTraining
 from .recipe import Recipe
 
@@ -124,14 +131,20 @@ def train(recipe: Recipe) -> Result:
     if trainer.is_global_zero:
         write_down(folder, facts["recipe"], held_out)
     resumed = folder / checkpoint.FILE if position is not None else None
-    with quiet():
-        trainer.fit(module, *loaders, ckpt_path=resumed, weights_only=True)
+    try:
+        with quiet():
+            trainer.fit(module, *loaders, ckpt_path=resumed, weights_only=True)
+    finally:
+        # They ignore the signals that end this process, which would wait for them at its end.
+        for loader in loaders:
+            end_workers(loader)
+    broken = [name for loader in loaders for name in loader.dataset.broken()]
     if trainer.is_global_zero:
         model.to("cpu").save_pretrained(folder)
+        write_held_out(folder, held_out, broken)
     metrics = {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
     }
-    broken = [name for loader in loaders for name in loader.dataset.broken()]
     annotations = Path(recipe.data.validation) if recipe.data.validation else folder / HELD_OUT
     return Result(folder, annotations, metrics, broken, trainer.is_global_zero)
 
@@ -206,6 +219,7 @@ def make_model(recipe: Recipe, labels: tuple[str, ...]) -> VideoClassifier:
             raise ValueError(
                 f"{choice.pretrained} holds a {model.name}, and the recipe wants a {choice.name}"
             )
+        fit_head(model, labels)
     else:
         # Bundled weights come with their own classes, an image network's with none.
         bundled = choice.pretrained in model_card(choice.name).weights
@@ -219,12 +233,25 @@ def make_model(recipe: Recipe, labels: tuple[str, ...]) -> VideoClassifier:
             reference=choice.reference,
             **choice.options,
         )
-        if bundled and model.labels != list(labels):
-            model.replace_head(len(labels))
+        if bundled:
+            fit_head(model, labels)
     model.labels = list(labels)
     model.sampling = recipe.data.sampling
     model.frame_stride = recipe.data.frame_stride or model.frame_stride
     return model
+
+
+def fit_head(model: VideoClassifier, labels: Sequence[str]) -> None:
+    """Let a trained head tell these classes: the same in another order move, for others it is a new one."""
+    if sorted(model.labels) != sorted(labels):
+        model.replace_head(len(labels))
+        return
+    rows = [model.labels.index(label) for label in labels]
+    with torch.no_grad():
+        for head in (model.head, model.head_dual):
+            if head is not None:
+                for parameter in head.parameters():  # weight and bias, a row per class
+                    parameter.copy_(parameter[rows])
 
 
 def make_loaders(
@@ -263,7 +290,13 @@ def environment_plugins() -> list[Any]:
 
 
 def accelerator(recipe: Recipe) -> str:
-    """What the recipe trains on, by Lightning's name."""
+    """What the recipe trains on, by Lightning's name.
+
+    Raises:
+        ValueError: it is a GPU, and torch sees none.
+    """
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no GPU here; give --device=cpu, or auto")
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
     return "gpu" if on_gpu else "cpu"
 
@@ -308,8 +341,13 @@ def write_down(folder: Path, recipe: str, held_out: Annotations) -> None:
     """Leave the recipe and the list of held-out videos in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / recipes.FILE).write_text(recipe)
-    lines = [f"{video.path.resolve()} {video.label}\n" for video in held_out.videos]
-    (folder / HELD_OUT).write_text("".join(lines))
+    write_held_out(folder, held_out)
+
+
+def write_held_out(folder: Path, held_out: Annotations, broken: Sequence[str] = ()) -> None:
+    """List the videos to evaluate on, without those that were found broken."""
+    videos = [video for video in held_out.videos if video.name not in broken]
+    (folder / HELD_OUT).write_text("".join(f"{video.path.resolve()} {video.label}\n" for video in videos))
 
 
 @contextlib.contextmanager
