@@ -74,6 +74,12 @@ test-all: build-tests ## the same and the long matrix
 	@SIFA_TEST_ALL=1 $(BIN)/ctest --test-dir $(BUILD_DIR) --no-tests=error --output-on-failure
 	@$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
+.PHONY: test-sanitizers
+test-sanitizers: build-tests ## the runtime's C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(BIN)/cmake -S . -B $(BUILD_DIR) --log-level=ERROR -DSIFA_SANITIZE_RUNTIME=ON
+	@$(BIN)/cmake --build $(BUILD_DIR) --target test_runtime_sanitized test_streams_sanitized >/dev/null
+	@$(BIN)/ctest --test-dir $(BUILD_DIR) -R '_sanitized$$' --no-tests=error --output-on-failure
+
 .PHONY: test-aarch64
 test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 64-bit Arm (NEON) and run in qemu
 	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static

@@ -198,7 +198,7 @@ TEST(Classify, MovedInstance) {
 // a package stays mapped: see aoti_engine.cpp.)
 TEST(Classify, UnloadsWhatItLoaded) {
   const auto count_folders = [] {
-    const std::filesystem::directory_iterator files("/tmp");
+    const std::filesystem::directory_iterator files(std::filesystem::temp_directory_path());
     return std::count_if(begin(files), end(files), [](const auto& entry) {
       return entry.path().filename().string().rfind("aotinductor_", 0) == 0;
     });
