@@ -93,7 +93,9 @@ class ClipDataset(Dataset):
 
     def _mark(self, index: int, video: Video, error: Exception) -> None:
         self._broken[index] = True
-        _log.warning("skipped %s: %s", video.name, error)
+        # Most errors name the video themselves.
+        name = "" if video.name in str(error) else f" {video.name}"
+        _log.warning("skipped%s: %s", name, error)
         count, total = int(self._broken.sum()), len(self.annotations.videos)
         if count > self._max_broken * total:
             raise BrokenVideosError(
