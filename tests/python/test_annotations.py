@@ -92,6 +92,34 @@ def test_kinetics_csv(place, pattern, suffix):
     assert [video.label for video in everything.videos] == [1, 0, 1]
 
 
+def test_kinetics_as_downloads_and_spreadsheets_leave_it(place):
+    root = place("air drumming/-x_000120_000130.mkv", "dancing, tap/zz_000000_000010.mp4")
+    table = root / "kinetics.csv"
+    table.write_text(KINETICS, encoding="utf-8-sig")
+    assert [str(video.path.relative_to(root)) for video in read_annotations(table).videos] == [
+        "dancing, tap/--abc-_1_000007_000017.mp4",
+        "air drumming/-x_000120_000130.mkv",
+        "dancing, tap/zz_000000_000010.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (KINETICS.replace("air", "\xe9").encode("latin-1"), "table.csv is not .*: it is no text in UTF-8"),
+        (
+            KINETICS.replace("air", "x" * 140_000).encode(),
+            "table.csv is not a Kinetics CSV: field larger than",
+        ),
+    ],
+)
+def test_what_is_no_kinetics_csv(place, content, message):
+    table = place("a.mp4") / "table.csv"
+    table.write_bytes(content)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(table, format="kinetics")
+
+
 @pytest.mark.parametrize("suffix", [".webm", "/"])  # V2 has video files, V1 folders of frames
 @pytest.mark.parametrize("given", [True, False])
 def test_something_something_json(place, suffix, given):
@@ -122,6 +150,13 @@ def test_class_per_folder_tree(place):
         ("run/b.MP4", 1),
     ]
     assert annotations.videos[3].path == root / "run/b.MP4"
+
+
+def test_what_systems_leave_in_a_tree_is_no_class_and_no_video(place, caplog):
+    root = place("run/a.mp4", "run/._a.mp4", ".git/objects/", "__MACOSX/run/._a.mp4", "walk/notes.txt")
+    annotations = read_annotations(root)
+    assert (annotations.labels, facts(annotations)) == (("run",), [("run/a.mp4", 0)])
+    assert caplog.messages == [f"{root / 'walk'} holds no videos and is no class"]
 
 
 def test_class_per_folder_tree_of_splits(place):
@@ -201,6 +236,11 @@ def test_errors_of_kinetics(place, text, settings, message):
     [
         ("[1", {"x": "0"}, "train.json is not JSON: "),
         ("{}", {"x": "0"}, "train.json must be a list of objects with id and template"),
+        (
+            '[{"id": true, "template": "x"}]',
+            {"x": "0"},
+            "entry 0 must be an object with id and template, got",
+        ),
         ('[{"id": "1"}]', {"x": "0"}, "train.json, entry 0 must be an object with id and template, got"),
         ('[{"id": "1", "template": "y"}]', {"x": "0"}, "train.json, entry 0: 'y' is none of the 1 labels"),
         ('[{"id": "1", "template": "x"}]', {"x": "1"}, "must give its 1 labels the indices 0 to 0"),

@@ -1,5 +1,6 @@
 """Clips: the same from any worker, in any order; views that Python and C++ share; broken videos survived."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_a_broken_video_is_replaced_and_logged_once(annotations, caplog):
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("skipped video 2: there is no file ")
     assert clips.broken() == ["video 2"]
+
+
+def test_a_broken_video_is_named_once(annotations, caplog):
+    videos = broken(annotations, 2).videos
+    named = dataclasses.replace(
+        annotations, videos=tuple(dataclasses.replace(video, name=video.path.name) for video in videos)
+    )
+    training(named, max_broken=0.2)[0, 2]
+    assert caplog.messages == [f"skipped: there is no file {videos[2].path}"]
 
 
 def test_what_replaces_a_video_does_not_depend_on_what_is_known(annotations):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from sifa.data.annotations import read_annotations
 from sifa.data.check import check_videos, contact_sheet
 from sifa.data.motion_videos import render_task
 from sifa.data.video import read_frames
+from sifa.training.recipe import read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,37 @@ def test_what_is_said_of_videos(videos, tmp_path, capsys):
     )
     with Image.open(sheet) as picture:
         assert picture.height == 8 * 120
+
+
+def test_a_training_is_told_what_was_told_here(motion_videos, tmp_path, capsys):
+    labels = tmp_path / "the labels.txt"
+    labels.write_text("left-then-right\nright-then-left\n")
+    (tmp_path / "train").mkdir()
+    for name in labels.read_text().split():
+        (tmp_path / "train" / name).symlink_to(motion_videos / name)
+    options = ["--split=train", "--format=folders", f"--labels={labels}", "--template={:05d}.jpg"]
+    assert run("data", "check", tmp_path, *options, "--sheet", tmp_path / "sheet.png") == 0
+    told = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("to train:"))
+    assert told[:3] == ["sifa", "train", "own-actions"]
+    data = read_recipe(told[2], told[3:]).data
+    assert (data.train, data.train_split, data.format) == (str(tmp_path), "train", "folders")
+    assert (data.labels, data.template, data.root) == (str(labels), "{:05d}.jpg", None)
+
+
+@pytest.mark.parametrize(
+    ("sheet", "message"),
+    [
+        ("sheet.xyz", "sheet.xyz is no picture that can be written: end its name in .jpg or .png"),
+        ("text/sheet.png", "text is a file: name another folder with --sheet"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path, monkeypatch, capsys, sheet, message
+):
+    monkeypatch.setattr("sifa.data.annotations.read_annotations", None)
+    (tmp_path / "text").touch()
+    assert run("data", "check", tmp_path, "--sheet", tmp_path / sheet) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_the_same_for_programs(videos, tmp_path, capsys):

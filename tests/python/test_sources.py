@@ -88,6 +88,14 @@ def test_folder_of_images(folder, template):
         assert numbers(frames) == [1, 12, 5, 5]
 
 
+def test_images_without_numbers_come_by_name_and_hidden_ones_do_not_come(tmp_path):
+    for index, name in [(4, "d"), (2, "b"), (1, "a"), (3, "c"), (9, "._a")]:
+        (tmp_path / f"{name}.png").write_bytes(image(index))
+    source = open_source(tmp_path)
+    assert source.num_frames == 4
+    assert numbers(source.read(range(4))) == [1, 2, 3, 4]
+
+
 def test_the_stated_length_of_a_folder_counts(folder):
     assert open_source(folder(6), num_frames=4).num_frames == 4
     with pytest.raises(VideoError, match="has 6 frames, its annotation says 7"):

@@ -376,11 +376,18 @@ def test_a_broken_video_is_replaced_and_named(motion_videos, tmp_path, capsys):
         train(strict)
 
 
+def test_the_list_of_held_out_videos_leaves_the_broken_ones_out(motion_videos, tmp_path):
+    _, held_out = run.read_videos(recipe_of(tmp_path, motion_videos))
+    run.write_held_out(tmp_path, held_out, [held_out.videos[1].name])
+    first, _, last = (f"{video.path.resolve()} {video.label}" for video in held_out.videos)
+    assert (tmp_path / run.HELD_OUT).read_text().splitlines() == [first, last]
+
+
 def test_checkpoints_are_checked(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*none.ckpt"):
         checkpoint.read_checkpoint(tmp_path / "none.ckpt")
     (tmp_path / "damaged.ckpt").write_bytes(b"PK damaged")
-    with pytest.raises(ValueError, match="damaged.ckpt cannot be read as a checkpoint of `sifa train`: "):
+    with pytest.raises(ValueError, match="`sifa train`: it is damaged, or something else$"):
         checkpoint.read_checkpoint(tmp_path / "damaged.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(
@@ -511,6 +518,39 @@ def test_the_command_says_what_comes_next(motion_videos, tmp_path, capsys):
         captured.out,
     )
     assert re.fullmatch(r"epoch 1/1: loss \S+, validation loss \S+, top-1 \S+ %, top-5 \S+ %\n", captured.err)
+
+
+def test_what_comes_next_can_be_done_with_these_videos(tmp_path, monkeypatch, capsys):
+    def said(*options):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", "motion", f"--output={tmp_path}", "--data.template={:05d}.jpg", *options])
+        return capsys.readouterr().out
+
+    metrics = {"val/top1": 1.0, "val/top5": 1.0}
+    result = run.Result(tmp_path, Path("val.csv"), metrics, ["a.mp4"], is_first=True)
+    monkeypatch.setattr(run, "train", lambda recipe: result)
+    held_out = said("--data.held_out=0.1", "--data.validation=null", "--data.root=elsewhere")
+    assert "videos that could not be read: 1, among them a.mp4\n" in held_out
+    evaluate = f"to evaluate: sifa eval {tmp_path} val.csv '--template={{:05d}}.jpg'"
+    assert f"{evaluate}\n" in held_out
+    options = ["format=kinetics", "root=a b", "validation=val.csv", "validation_split=val", "max_broken=0.2"]
+    assert f"{evaluate} --format=kinetics '--root=a b' --split=val --max-broken=0.2\n" in said(
+        *(f"--data.{option}" for option in options)
+    )
+
+
+def test_a_choice_is_no_recipe_and_a_file_no_folder(tmp_path, monkeypatch, capsys):
+    for arguments, code, message in [
+        (["--data.train=x"], 2, "name a recipe: "),
+        (["motion", f"--output={tmp_path}/text/run"], 1, "text is a file: name another folder with --output"),
+    ]:
+        (tmp_path / "text").touch()
+        with pytest.raises(SystemExit, match=str(code)):
+            main(["train", *arguments])
+        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--print-config", "--epochs=3"])
+    assert "\nepochs: 3\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 1])  # which ignore the signals themselves

@@ -1,5 +1,6 @@
 """Reading clips from video files: the right frames of the right stream, upright, and every error."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,8 +100,17 @@ def test_real_videos(name):
 @pytest.mark.parametrize("content", [b"", b"this is no video, whatever its name says\n" * 50])
 def test_not_a_video(tmp_path, content):
     (tmp_path / "no.mp4").write_bytes(content)
-    with pytest.raises(VideoError, match=r"no\.mp4 is not a video that FFmpeg can read: \w+"):
+    with pytest.raises(VideoError, match=r"no\.mp4 is not a video that FFmpeg can read: \w+") as raised:
         read_frames(tmp_path / "no.mp4", 4)
+    assert str(raised.value).count("no.mp4") == 1
+
+
+def test_of_a_video_that_was_cut_off_only_what_helps_is_said(tmp_path):
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x64:duration=1", tmp_path / "cut.mp4")
+    os.truncate(tmp_path / "cut.mp4", 2000)
+    with pytest.raises(VideoError, match="; moov atom not found$") as raised:
+        read_frames(tmp_path / "cut.mp4", 4)
+    assert "0x" not in str(raised.value)
 
 
 def test_missing_and_not_a_file(tmp_path):

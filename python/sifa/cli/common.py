@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,6 +52,18 @@ def need(command: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"`sifa {command}` needs {', '.join(missing)}: pip install 'sifa[train]'")
+
+
+def check_folder(folder: Path, option: str = "--output") -> None:
+    """Say before the work, not after it, that its result has no place. Raises NotADirectoryError."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"{place} is a file: name another folder with {option}")
+
+
+def given(choices: Mapping[str, Any]) -> list[str]:
+    """The options of a command for those choices that were made, which are not None."""
+    return [f"--{name}={value}" for name, value in choices.items() if value is not None]
 
 
 def print_table(table: Table) -> None:

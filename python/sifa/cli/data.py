@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .common import AsJson, app, need, print_table, progress, progress_bar
+from .common import AsJson, app, check_folder, given, need, print_table, progress, progress_bar
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at videos before training, or render some.")
 app.add_typer(data_app, name="data")
@@ -42,9 +42,11 @@ def check(
 ) -> None:
     """Read a little of every video: how many and how long they are, and which of them cannot be read."""
     from ..data.annotations import read_annotations
-    from ..data.check import check_videos, contact_sheet
+    from ..data.check import check_picture, check_videos, contact_sheet
 
     read: dict[str, Any] = {"format": format, "root": root, "labels": labels, "split": split}
+    check_folder(sheet.parent, "--sheet")
+    check_picture(sheet)
     listed = read_annotations(annotations, **read)
     with _bar("reading") as advance:
         checked = check_videos(listed, template=template, workers=workers, progress=advance)
@@ -69,7 +71,9 @@ def check(
     if as_json:
         print(json.dumps(facts, indent=1))
     else:
-        _print_check(facts, annotations)
+        data = {"train": annotations, "format": None if format == "auto" else format, "root": root}
+        data |= {"labels": labels, "train_split": split, "template": template}
+        _print_check(facts, given({f"data.{name}": value for name, value in data.items()}))
     if not readable:
         raise RuntimeError(f"not one of the {len(checked)} videos of {annotations} can be read")
 
@@ -80,7 +84,7 @@ def _summary(values: list[float] | list[int]) -> dict[str, float] | None:
     return {"least": min(values), "median": statistics.median(values), "most": max(values)}
 
 
-def _print_check(facts: dict[str, Any], annotations: str) -> None:
+def _print_check(facts: dict[str, Any], options: list[str]) -> None:
     counts, broken = facts["classes"], facts["unreadable"]
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("videos", f"{facts['videos']}, {len(broken)} of them unreadable")
@@ -113,7 +117,7 @@ def _print_check(facts: dict[str, Any], annotations: str) -> None:
     if facts["sheet"] is None:
         return
     print(f"\nto look at them: open {facts['sheet']}")
-    print(f"to train:        sifa train own-actions --data.train={shlex.quote(annotations)}")
+    print(f"to train:        {shlex.join(['sifa', 'train', 'own-actions', *options])}")
 
 
 @data_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

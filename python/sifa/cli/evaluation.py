@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .common import AsJson, app, need, print_table, progress, progress_bar
+from .common import AsJson, app, check_folder, need, print_table, progress, progress_bar
 
 Engine = Annotated[
     str | None,
@@ -69,7 +69,7 @@ def evaluate(
     from ..evaluation.report import write_report
 
     chosen = parse_views(views)
-    _check_folder(output)
+    check_folder(output)
     with process_group() as rank, progress_bar(rank == 0) as bar:
         loaded = load_engine(model, engine, own_device(device))
         listed = annotations_for(*(loaded, annotations), format=format, root=root, labels=labels, split=split)
@@ -207,7 +207,7 @@ def visualize(
     from ..visualize.trace import shown_name
 
     points = [parse_point(text) for text in query or []]
-    _check_folder(output)
+    check_folder(output)
     with progress.status("loading") as status:
         network = load_model(model)
         frames, _ = read_frames(video, network.num_frames, network.frame_stride, network.sampling)
@@ -233,13 +233,6 @@ def visualize(
 
 def _print(entry: dict[str, Any]) -> None:
     print(json.dumps(entry), flush=True)
-
-
-def _check_folder(folder: Path) -> None:
-    """Say before the work, not after it, that its result has no place. Raises NotADirectoryError."""
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise NotADirectoryError(f"{place} is a file: name another folder with --output")
 
 
 def _counted(videos: int) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, app, need
+from .common import AsJson, app, check_folder, given, need
 
 # What is not known here is a choice of the recipe, which jsonargparse reads.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -42,6 +43,7 @@ def train(
     if print_config:
         print(write_recipe(chosen), end="")
         return
+    check_folder(Path(chosen.output))
     from ..training.callbacks import Interrupted
     from ..training.run import train as run
 
@@ -64,11 +66,11 @@ def train(
     if result.broken:
         print(f"videos that could not be read: {len(result.broken)}, among them {result.broken[0]}")
     data = chosen.data
-    choices = {"template": data.template}
-    if data.validation is not None:  # not the list that the training wrote
+    choices: dict[str, Any] = {"template": data.template}
+    if data.validation is not None:  # not the list that the training wrote, without its broken videos
         format = None if data.format == "auto" else data.format
-        choices |= {"format": format, "root": data.root, "split": data.validation_split}
-    options = [f"--{name}={value}" for name, value in choices.items() if value is not None]
-    evaluate = shlex.join(["sifa", "eval", str(result.folder), str(result.annotations), *options])
+        broken = data.max_broken if result.broken else None
+        choices |= {"format": format, "root": data.root, "split": data.validation_split, "max-broken": broken}
+    evaluate = shlex.join(["sifa", "eval", str(result.folder), str(result.annotations), *given(choices)])
     export = shlex.join(["sifa", "export", str(result.folder), "-o", "model.pt"])
     print(f"to evaluate: {evaluate}\nto export:   {export}")

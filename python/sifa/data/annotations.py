@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -28,6 +30,8 @@ VIDEO_SUFFIXES = (
     ".lmdb",
 )
 """What a video in a folder tree is known by, if it is no folder itself."""
+
+_log = logging.getLogger(__name__)
 
 _PROBES = 64  # videos whose place is looked at before the first batch
 
@@ -166,8 +170,10 @@ def read_frame_list(source: Path, root: Path, split: str | None = None) -> Itera
 
 def read_kinetics(source: Path, root: Path, split: str | None = None) -> Iterable[_Entry]:
     """The CSV of Kinetics; files are `<id>_<start>_<end>.mp4`, maybe in folders of their class or split."""
-    with source.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        rows = list(csv.DictReader(io.StringIO(_text(source))))
+    except csv.Error as error:
+        raise AnnotationError(f"{source} is not a Kinetics CSV: {error}") from error
     columns = ("label", "youtube_id", "time_start", "time_end")
     if rows and (missing := [name for name in columns if name not in rows[0]]):
         raise AnnotationError(f"{source} is not a Kinetics CSV: it has no column {', '.join(missing)}")
@@ -185,9 +191,11 @@ def read_kinetics(source: Path, root: Path, split: str | None = None) -> Iterabl
         folders = ["", row["label"], row["label"].replace(" ", "_")]
         folders += [os.path.join(row["split"], folder) for folder in folders] if row.get("split") else []
         entries.append((where, row["label"], name, [os.path.join(folder, name) for folder in folders]))
-    place, suffix = _layout(root, [paths for *_, paths in entries], (".mp4", ".mkv", ".webm", ""))
-    for where, label, name, paths in entries:
-        yield _Entry(paths[min(place, len(paths) - 1)] + suffix, label, where, name=name)
+    suffixes = (".mp4", ".mkv", ".webm", "")
+    place = _layout(root, [paths for *_, paths in entries], suffixes)
+    chosen = [paths[min(place, len(paths) - 1)] for *_, paths in entries]
+    for (where, label, name, _), path in zip(entries, _with_suffixes(root, chosen, suffixes), strict=True):
+        yield _Entry(path, label, where, name=name)
 
 
 def read_something(source: Path, root: Path, split: str | None = None) -> Iterable[_Entry]:
@@ -198,33 +206,39 @@ def read_something(source: Path, root: Path, split: str | None = None) -> Iterab
     entries = []
     for number, row in enumerate(rows):
         where = f"{source}, entry {number}"
+        # By the type itself: true is an int, too.
         if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), str | int) for key in ("id", "template")
+            type(row.get(key)) in (str, int) for key in ("id", "template")
         ):
             raise AnnotationError(
                 f"{where} must be an object with id and template, got {_shown(json.dumps(row))}"
             )
         # The label file writes the template without the brackets around what is to be filled in.
         entries.append((where, str(row["id"]), re.sub(r"[\[\]]", "", str(row["template"]))))
-    _, suffix = _layout(root, [[name] for _, name, _ in entries], (".webm", ".mp4", ""))
-    for where, name, template in entries:
-        yield _Entry(name + suffix, template, where, name=name)
+    paths = _with_suffixes(root, [name for _, name, _ in entries], (".webm", ".mp4", ""))
+    for (where, name, template), path in zip(entries, paths, strict=True):
+        yield _Entry(path, template, where, name=name)
 
 
 def read_folders(source: Path, root: Path, split: str | None = None) -> Iterable[_Entry]:
-    """A tree `class/video`: a class's folder holds video files, folders of frames or LMDB environments."""
+    """A tree `class/video`: a class's folder holds video files, folders of frames or LMDB environments.
+
+    What systems leave between them, whose names begin with a dot or `__MACOSX`, is neither.
+    """
     base = Path(split) if split is not None else Path()
     top = source / base
     if not top.is_dir():
         raise FileNotFoundError(f"there is no folder {top}")
-    classes = sorted(path for path in _listed(top) if path.is_dir())
+    classes = [path for path in _shown_in(top) if path.is_dir()]
     if split is None and {path.name for path in classes} & {"train", "val", "validation", "test"}:
         names = ", ".join(path.name for path in classes)
         raise AnnotationError(f"{top} holds splits, not classes: say which with split=, one of {names}")
     for folder in classes:
-        for video in sorted(_listed(folder)):
-            if video.is_dir() or video.suffix.lower() in VIDEO_SUFFIXES:
-                yield _Entry(str(base / folder.name / video.name), folder.name, str(video))
+        found = [path for path in _shown_in(folder) if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES]
+        if not found:
+            _log.warning("%s holds no videos and is no class", folder)
+        for video in found:
+            yield _Entry(str(base / folder.name / video.name), folder.name, str(video))
 
 
 _READERS = {
@@ -273,13 +287,22 @@ def _listed(folder: Path) -> list[Path]:
         raise PermissionError(f"the folder {folder} cannot be read: {error.strerror}") from error
 
 
-def _lines(source: Path) -> list[tuple[str, str]]:
-    """The lines of a text file that are not blank, each with its place for messages."""
+def _shown_in(folder: Path) -> list[Path]:
+    """What people put in a folder, sorted: nothing that is hidden, or that macOS adds to an archive."""
+    return sorted(path for path in _listed(folder) if not path.name.startswith((".", "__MACOSX")))
+
+
+def _text(source: Path) -> str:
+    """A text file, with or without a byte-order mark."""
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        return source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{source} is not an annotation file: it is no text in UTF-8") from error
-    lines = enumerate(text.splitlines(), 1)
+
+
+def _lines(source: Path) -> list[tuple[str, str]]:
+    """The lines of a text file that are not blank, each with its place for messages."""
+    lines = enumerate(_text(source).splitlines(), 1)
     return [(f"{source}:{number}", line.strip()) for number, line in lines if line.strip()]
 
 
@@ -360,14 +383,28 @@ def _label_of(entry: _Entry, index: dict[str, int]) -> int:
     return index[entry.label]
 
 
-def _layout(root: Path, paths: Sequence[Sequence[str]], suffixes: Sequence[str]) -> tuple[int, str]:
-    """How a data set is laid out, by its first video that is there: which of its paths, which suffix."""
+def _layout(root: Path, paths: Sequence[Sequence[str]], suffixes: Sequence[str]) -> int:
+    """How a data set is laid out, by its first video that is there: which of its paths is the right one."""
     for candidates in _spread(paths):
         for place, path in enumerate(candidates):
-            for suffix in suffixes:
-                if (root / (path + suffix)).exists():
-                    return place, suffix
-    return 0, suffixes[0]
+            if any((root / (path + suffix)).exists() for suffix in suffixes):
+                return place
+    return 0
+
+
+def _with_suffixes(root: Path, paths: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+    """Each path with the suffix that it has there, which may differ; with the first where it has none."""
+    names: dict[str, set[str]] = {}  # of each folder, listed once: data sets lie on slow file systems
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in names:
+            try:
+                names[folder] = set(os.listdir(root / folder))
+            except OSError:  # its videos are broken ones
+                names[folder] = set()
+        found.append(path + next((s for s in suffixes if name + s in names[folder]), suffixes[0]))
+    return found
 
 
 def _check_places(source: Path, root: Path, videos: Sequence[Video]) -> None:

@@ -77,6 +77,13 @@ def _check(video: Video, template: str | None) -> CheckedVideo:
     return CheckedVideo(video, source.num_frames, source.fps, (height, width))
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Say before the videos are read that their picture cannot be written. Raises ValueError."""
+    suffix = Path(path).suffix.lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise ValueError(f"{path} is no picture that can be written: end its name in .jpg or .png")
+
+
 def contact_sheet(
     annotations: Annotations,
     checked: list[CheckedVideo],

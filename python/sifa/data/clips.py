@@ -93,7 +93,10 @@ class ClipDataset(Dataset):
 
     def _mark(self, index: int, video: Video, error: Exception) -> None:
         self._broken[index] = True
-        _log.warning("skipped %s: %s", video.name, error)
+        # Most errors say the path, and most names are a part of it.
+        said = video.name in str(video.path) and str(video.path) in str(error)
+        name = "" if said else f" {video.name}"
+        _log.warning("skipped%s: %s", name, error)
         count, total = int(self._broken.sum()), len(self.annotations.videos)
         if count > self._max_broken * total:
             raise BrokenVideosError(

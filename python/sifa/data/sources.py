@@ -171,9 +171,13 @@ def _count(path: Path, template: str) -> int:
 
 
 def _numbered_images(path: Path) -> list[str]:
-    """The images of a folder by the numbers in their names."""
-    names = [entry.name for entry in os.scandir(path) if entry.name.lower().endswith(_IMAGES)]
-    return sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    """The images of a folder by the numbers in their names, and by their names where those are the same."""
+    names = [
+        entry.name
+        for entry in os.scandir(path)
+        if entry.name.lower().endswith(_IMAGES) and not entry.name.startswith(".")
+    ]
+    return sorted(names, key=lambda name: ([int(part) for part in re.findall(r"\d+", name)], name))
 
 
 def _stated(path: Path, stated: int | None, found: int) -> int:

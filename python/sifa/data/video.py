@@ -104,7 +104,7 @@ def _open(path: Path) -> tuple[int, float | None, Callable[[list[int]], Tensor]]
         try:
             return _count_with_ffmpeg(path), None, lambda indices: _decode_with_ffmpeg(path, indices)
         except (RuntimeError, OSError) as second:
-            reasons = f"{_reason(error)}; {_reason(second)}"
+            reasons = f"{_reason(error)}; {_reason(second)}".replace(f"{path} ", "")  # it is said already
             raise VideoError(f"{path} is not a video that FFmpeg can read: {reasons}") from error
     fps = decoder.metadata.average_fps
     return len(decoder), fps, lambda indices: decoder.get_frames_at(indices).data
@@ -185,6 +185,6 @@ def _run(*command: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, without the place in torchcodec's source that leads it."""
+    """The first line of an error, without what leads it: a place in torchcodec's source, FFmpeg's address."""
     text = str(error).strip() or type(error).__name__
-    return re.sub(r"^\S+, \S+:\d+, ", "", text.splitlines()[0]).rstrip(" .")
+    return re.sub(r"^\S+, \S+:\d+, |^\[[^]]* @ 0x[0-9a-f]+\] ", "", text.splitlines()[0]).rstrip(" .")

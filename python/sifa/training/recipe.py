@@ -280,10 +280,17 @@ def _check(recipe: Recipe) -> None:
         ("log_every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
         ("checkpoint_minutes", recipe.checkpoint_minutes, recipe.checkpoint_minutes > 0, "above 0"),
         ("data.held_out", data.held_out, 0 <= data.held_out < 1, "at least 0 and below 1"),
+        (
+            "data.frame_stride",
+            data.frame_stride,
+            data.frame_stride is None or data.frame_stride >= 1,
+            "null or at least 1",
+        ),
         ("data.max_broken", data.max_broken, 0 <= data.max_broken <= 1, "0 to 1"),
         ("data.workers", data.workers, data.workers >= 0, "at least 0"),
         ("optimizer.learning_rate", o.learning_rate, o.learning_rate > 0, "above 0"),
         ("optimizer.momentum", o.momentum, 0 <= o.momentum < 1, "at least 0 and below 1"),
+        ("optimizer.betas", o.betas, all(0 <= beta < 1 for beta in o.betas), "two of at least 0 and below 1"),
         ("optimizer.weight_decay", o.weight_decay, o.weight_decay >= 0, "at least 0"),
         ("optimizer.warmup_epochs", o.warmup_epochs, 0 <= o.warmup_epochs <= recipe.epochs, "0 to epochs"),
         (
