@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -312,7 +313,9 @@ def test_a_validation_that_was_stopped_begins_again(whole, motion_videos, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(ClassifierTraining, "validation_step", killed)
         with pytest.raises(Interrupted, match="epoch 1 after step 2"):
-            train(recipe_of(tmp_path, motion_videos))
+            train(recipe_of(tmp_path, motion_videos, "--data.workers=1"))
+    # The trainer forgets those of the training meanwhile, and the process would wait for them at its end.
+    assert multiprocessing.active_children() == []
     train(recipe_of(tmp_path, motion_videos))
     assert_same_training(tmp_path, whole[0])
 
