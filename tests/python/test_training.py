@@ -315,7 +315,10 @@ def test_a_validation_that_was_stopped_begins_again(whole, motion_videos, tmp_pa
         with pytest.raises(Interrupted, match="epoch 1 after step 2"):
             train(recipe_of(tmp_path, motion_videos, "--data.workers=1"))
     # The trainer forgets those of the training meanwhile, and the process would wait for them at its end.
-    assert multiprocessing.active_children() == []
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()  # or this one would wait, too
+    assert left == []
     train(recipe_of(tmp_path, motion_videos))
     assert_same_training(tmp_path, whole[0])
 
@@ -556,11 +559,9 @@ def test_a_choice_is_no_recipe_and_a_file_no_folder(tmp_path, monkeypatch, capsy
     assert "\nepochs: 3\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("workers", [0, 1])  # which ignore the signals themselves
-def test_a_signal_stops_the_command_and_it_says_how_to_go_on(motion_videos, tmp_path, workers):
+def test_a_signal_stops_the_command_and_it_says_how_to_go_on(motion_videos, tmp_path):
     command = [sys.executable, "-c", SIFA, "train", "motion", *options_of(tmp_path, motion_videos)]
-    command += ["--epochs=10000", f"--data.workers={workers}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--epochs=10000"], stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline().startswith("epoch 1/10000: ")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)

@@ -114,7 +114,7 @@ class TrainingClips(ClipDataset):
     `label`; and `index`, of the video. In the place of a broken video stands another one, drawn at random.
 
     Args:
-        annotations, num_frames, frame_stride, sampling, template, max_broken: see :class:`ClipDataset`.
+        annotations, **clip: see :class:`ClipDataset`.
         transform: augmentation, from uint8 `(T, H, W, 3)` to the same type of one size for all
             (`sifa.data.augmentation`); it draws from torch's global generator, which is seeded for it and
             left as it was.
@@ -125,22 +125,11 @@ class TrainingClips(ClipDataset):
         self,
         annotations: Annotations,
         *,
-        num_frames: int,
-        frame_stride: int = 1,
-        sampling: str = "center",
         transform: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
-        template: str | None = None,
-        max_broken: float = 0.05,
+        **clip: Any,
     ) -> None:
-        super().__init__(
-            annotations,
-            num_frames=num_frames,
-            frame_stride=frame_stride,
-            sampling=sampling,
-            template=template,
-            max_broken=max_broken,
-        )
+        super().__init__(annotations, **clip)
         self._transform = transform
         self._seed = seed
 
@@ -190,7 +179,7 @@ class ViewClips(ClipDataset):
     model's: `preprocessing`, or the graph of an artifact.
 
     Args:
-        annotations, num_frames, frame_stride, sampling, template, max_broken: see :class:`ClipDataset`.
+        annotations, **clip: see :class:`ClipDataset`.
         clips: of each video, spread over it; one is the clip of `sifa.data.sampling.frame_indices`.
         crops: 1 or 3.
         preprocessing: the model's `ClipPreprocessing`; an item then holds, instead of `frames`, its output
@@ -201,23 +190,12 @@ class ViewClips(ClipDataset):
         self,
         annotations: Annotations,
         *,
-        num_frames: int,
-        frame_stride: int = 1,
-        sampling: str = "center",
         clips: int = 1,
         crops: int = 1,
         preprocessing: Callable[[Tensor], Tensor] | None = None,
-        template: str | None = None,
-        max_broken: float = 0.05,
+        **clip: Any,
     ) -> None:
-        super().__init__(
-            annotations,
-            num_frames=num_frames,
-            frame_stride=frame_stride,
-            sampling=sampling,
-            template=template,
-            max_broken=max_broken,
-        )
+        super().__init__(annotations, **clip)
         if clips < 1:
             raise ValueError(f"clips must be at least 1, got {clips}")
         if crops not in (1, 3):
