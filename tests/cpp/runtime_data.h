@@ -5,10 +5,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <random>
 #include <sstream>
@@ -105,3 +108,22 @@ inline std::int64_t resident() {
   }
   return 0;
 }
+
+// How much a long run grows: the lowest that is resident in its last quarter less the lowest in its second.
+// Two looks would not tell, since it falls and rises by ten megabytes as malloc returns pages and takes them
+// again.
+class Growth {
+ public:
+  explicit Growth(std::int64_t runs) : runs_(runs) { lowest_.fill(std::numeric_limits<std::int64_t>::max()); }
+
+  void look(std::int64_t run) {
+    std::int64_t& lowest = lowest_.at(static_cast<std::size_t>(4 * run / runs_));
+    lowest = std::min(lowest, resident());
+  }
+
+  std::int64_t bytes() const { return lowest_[3] - lowest_[1]; }
+
+ private:
+  std::int64_t runs_;
+  std::array<std::int64_t, 4> lowest_;
+};

@@ -206,13 +206,13 @@ TEST(Classify, UnloadsWhatItLoaded) {
   const std::vector<std::uint8_t> values = pattern(1, kFrames, kHeight, kWidth);
   for (const auto& [file, loads] : {std::pair{"model.pt", 2000}, {"model.pt2", 60}}) {
     const auto folders = count_folders();
-    std::int64_t early = 0;
+    Growth growth(loads);
     for (int i = 0; i < loads; ++i) {
       const Classifier classifier(data(file));
       classifier.classify(frames_of(values));
-      if (i == loads / 4) early = resident();
+      growth.look(i);
     }
-    EXPECT_LT(resident() - early, std::int64_t{16} << 20) << file;
+    EXPECT_LT(growth.bytes(), std::int64_t{8} << 20) << file;
     EXPECT_LE(count_folders(), folders + loads / 2) << file;  // other processes may have made some
   }
 }
