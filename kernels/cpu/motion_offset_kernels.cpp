@@ -2,25 +2,22 @@
 // caches. Compiled once per instruction set, like inter_frame_attention_kernels.cpp; see there.
 //
 // 18 outputs fill no vector well, so a lane is a place, not an output, and the convolution is Winograd's
-// F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016): a tile of 2x2
-// outputs sees 4x4 pixels d; with
+// F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016): a tile of 4x4
+// outputs sees a window d of 6x6 pixels, and is
 //
-//       | 1  0 -1  0 |       |  1    0    0  |       | 1  1  1  0 |
-//   B = | 0  1  1  0 |   G = | 1/2  1/2  1/2 |   A = | 0  1 -1 -1 |
-//       | 0 -1  1  0 |       | 1/2 -1/2  1/2 |
-//       | 0  1  0 -1 |       |  0    0    1  |
+//   A [sum_c (G g G') * (B d B')] A'
 //
-// it is A [sum_c (G g G') * (B d B')] A', 16 products of matrices (outputs x channels) by (channels x tiles)
-// that take 4 multiply-adds per output and channel instead of 9. B and A only add, and an output depends on
-// no pixel outside its 3x3 window, so neither accuracy nor the reach of a NaN suffers.
+// with the matrices of polynomials evaluated at 0, a, -a, b, -b and infinity, below: 36 products of matrices
+// (outputs x channels) by (channels x tiles) that take 2.25 multiply-adds per output and channel instead
+// of 9. The points +-3/4 and +-3/2 instead of the usual +-1 and +-2 cost nothing and leave a quarter of the
+// error.
 //
 // Of a group of tiles, and kChannelsAtOnce channels at a time, the kernel computes
-//   saliency   [channel][place] of the pixels, in four planes: odd and even rows, odd and even columns. What
-//              adjacent tiles read is adjacent there, and so lanes are tiles throughout.
-//   patches    B d B', [frequency][channel][place], four of the 16 frequencies at a time
+//   saliency   [pixel][channel] of the windows
+//   patches    B d B', [frequency][channel][place], a third of the 36 frequencies at a time
 //   products   [frequency][output][place], summed over the channels in their order
-// and at last the outputs. A row of tiles takes one place more than it has tiles, as its pixels have one more
-// odd column. Every lane does the same, so nothing depends on how tiles are grouped.
+// and at last the outputs. A place is where a tile stands in its group. Every lane does the same, so nothing
+// depends on how tiles are grouped.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -40,30 +37,47 @@ constexpr int kOutputs = 9, kVectors = 3;
 #else
 constexpr int kOutputs = 6, kVectors = 2;
 #endif
-constexpr int kFrequencies = 16;
+constexpr int kTile = 4;    // pixels along a side of a tile
+constexpr int kWindow = 6;  // and of what it sees
+constexpr int kFrequencies = kWindow * kWindow;
+// Two of the six rows of B d B' share most of their sums: the first and the last, those of a, and those of b.
+constexpr int kPasses = 3;
+constexpr int kPatches = kFrequencies / kPasses;  // of a pass
+// So that saliency, patches and products together take about 1 MiB of cache, in float32. Half the channels,
+// or half or twice the places, took 3 to 8 % longer.
 constexpr int kChannelsAtOnce = 64;
-// So that saliency, patches and products together stay in 1 MiB of cache, in float32.
-constexpr int64_t kPlacesAtOnce = 224;
-// Pixels whose saliency is computed in the order of memory before it is rearranged, in the nearest cache.
-constexpr int64_t kPixelsAtOnce = 112;
+constexpr int64_t kPlacesAtOnce = 112;
+
+// A sum of so many channels is added to the others as one: where nearly all of the rounding errors come from
+// is long sums of products that then cancel. Of 128 channels this leaves 0.6 of the error, and costs 1 %.
+constexpr int64_t kSummedAtOnce = 32;
+
+// The points a and b, and what the matrices are made of. All are exact.
+template <typename Real>
+struct Points {
+  static constexpr Real a = Real(0.75), b = Real(1.5);
+  static constexpr Real aa = a * a, bb = b * b;
+};
 
 SIFA_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 SIFA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Row of B d B', or column, that comes first or second in a pass.
+SIFA_INLINE int frequency_of(int pass, int which) {
+  return pass == 0 ? which * (kWindow - 1) : 2 * pass - 1 + which;
+}
+
 // How the output is cut. A strip is a row of tiles, or a piece of one where rows are long. Strips are counted
 // through (n, t, piece, row), so that adjacent strips share rows of pixels.
 struct Strips {
-  int64_t rows;     // of tiles in a frame
-  int64_t columns;  // of tiles in a frame
-  int64_t pieces;   // of a row of tiles
-  int64_t tiles;    // in a strip; the last piece of a row may have tiles outside the frame
-  int64_t places;   // of a strip: one more
+  int64_t rows;    // of tiles in a frame
+  int64_t pieces;  // of a row of tiles
+  int64_t tiles;   // in a strip; the last piece of a row may have tiles outside the frame
 
-  explicit Strips(const MotionOffset& call)
-      : rows(divide_up(call.height, 2)), columns(divide_up(call.width, 2)) {
-    pieces = divide_up(columns, kPlacesAtOnce - 1);
+  explicit Strips(const MotionOffset& call) : rows(divide_up(call.height, kTile)) {
+    const int64_t columns = divide_up(call.width, kTile);
+    pieces = divide_up(columns, kPlacesAtOnce);
     tiles = divide_up(columns, pieces);
-    places = tiles + 1;
   }
 
   SIFA_INLINE int64_t count(const MotionOffset& call) const {
@@ -71,45 +85,35 @@ struct Strips {
   }
   // Strips in a group: whole frames where they fit.
   SIFA_INLINE int64_t at_once() const {
-    const int64_t fitting = kPlacesAtOnce / places;
+    const int64_t fitting = kPlacesAtOnce / tiles;
     return fitting > rows ? fitting - fitting % rows : fitting;
-  }
-  // Rows of tiles whose pixels are rearranged at once.
-  SIFA_INLINE int64_t rows_at_once() const {
-    const int64_t fitting = kPixelsAtOnce / (4 * places);
-    return fitting > 0 ? fitting : 1;
   }
 };
 
-// Sizes of the scratch, in elements, every one of them whole vectors. Vectors may be read and written beyond
-// the last place of a row.
+// Sizes of the scratch, in elements, every one of them whole vectors.
 template <typename Real>
 struct Layout {
   static constexpr int64_t kLanes = kWide<Real>;
-  int64_t pixels;      // distance between the channels of the saliency
-  int64_t places;      // distance between the channels of the patches, and between those of the products
-  int64_t blocks;      // of outputs
-  int64_t rearranged;  // pixels rearranged at once
+  int64_t columns;  // of the pixels of a strip
+  int64_t pixels;   // of the saliency
+  int64_t places;   // distance between the channels of the patches, and between those of the products
+  int64_t blocks;   // of outputs
 
   explicit Layout(const MotionOffset& call) : blocks(divide_up(call.outputs, kOutputs)) {
     const Strips strips(call);
-    const int64_t most = strips.at_once();
+    const int64_t most = smaller(strips.at_once(), strips.count(call));
     const int64_t runs = smaller(most, divide_up(most - 1, strips.rows) + 1);  // of strips of one piece
-    pixels = spread(4 * ((most + runs) * strips.places + 2 * runs * kLanes) + 2 * kLanes);
-    places = spread(most * strips.places + kLanes);
-    rearranged = strips.rows_at_once() * 4 * strips.places;
+    columns = kTile * strips.tiles + 2;
+    pixels = (kTile * most + 2 * runs) * columns;
+    // An odd number of vectors: powers of two would fall on the same lines of the cache.
+    places = (divide_up(most * strips.tiles, kLanes) | 1) * kLanes;
   }
 
-  // An odd number of vectors: powers of two would fall on the same lines of the cache.
-  SIFA_INLINE static int64_t spread(int64_t count) { return (divide_up(count, kLanes) | 1) * kLanes; }
-
-  SIFA_INLINE int64_t saliency_size() const { return kChannelsAtOnce * pixels; }
-  SIFA_INLINE int64_t patch_size() const { return kChannelsAtOnce * places + kLanes; }  // of one frequency
-  SIFA_INLINE int64_t product_size() const { return blocks * kOutputs * places; }       // of one frequency
-  // One more for the pixels outside the frame.
-  SIFA_INLINE int64_t pixel_size() const { return (rearranged + 1) * kChannelsAtOnce; }
+  SIFA_INLINE int64_t saliency_size() const { return pixels * kChannelsAtOnce; }
+  SIFA_INLINE int64_t patch_size() const { return kChannelsAtOnce * places; }      // of one frequency
+  SIFA_INLINE int64_t product_size() const { return blocks * kOutputs * places; }  // of one frequency
   SIFA_INLINE int64_t size() const {
-    return saliency_size() + 4 * patch_size() + kFrequencies * product_size() + pixel_size();
+    return saliency_size() + kPatches * patch_size() + kFrequencies * product_size();
   }
 };
 
@@ -120,37 +124,48 @@ SIFA_INLINE Real* weight_at(Real* weights, const MotionOffset& call, int64_t blo
   return weights + ((frequency * blocks + block) * call.channels + c) * kOutputs;
 }
 
+// G times a column of g, for the outputs of a block.
+template <typename Real>
+SIFA_INLINE void transform_weight(const Real (*g)[kOutputs], Real (*result)[kOutputs]) {
+  using P = Points<Real>;
+  constexpr Real kZero = 1 / (P::aa * P::bb), kA = 1 / (2 * P::aa * (P::aa - P::bb)),
+                 kB = 1 / (2 * P::bb * (P::bb - P::aa));
+  for (int o = 0; o < kOutputs; ++o) {
+    const Real even_a = kA * g[0][o] + (kA * P::aa) * g[2][o], odd_a = (kA * P::a) * g[1][o];
+    const Real even_b = kB * g[0][o] + (kB * P::bb) * g[2][o], odd_b = (kB * P::b) * g[1][o];
+    result[0][o] = kZero * g[0][o];
+    result[1][o] = even_a + odd_a;
+    result[2][o] = even_a - odd_a;
+    result[3][o] = even_b + odd_b;
+    result[4][o] = even_b - odd_b;
+    result[5][o] = g[2][o];
+  }
+}
+
 template <typename T, typename Real = Accumulator<T>>
 void transform_weights_of(const MotionOffset& call, int64_t begin, int64_t end, Real* weights) {
   const int64_t blocks = divide_up(call.outputs, kOutputs);
   const WeightStrides& strides = call.weight_strides;
   for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t count = smaller(kOutputs, call.outputs - block * kOutputs);
     for (int64_t c = begin; c < end; ++c) {
-      Real transformed[kFrequencies][kOutputs] = {};
-      const int64_t count = smaller(kOutputs, call.outputs - block * kOutputs);
+      Real g[3][3][kOutputs] = {}, half[3][kWindow][kOutputs], across[kWindow][3][kOutputs],
+           transformed[kWindow][kOutputs];
       for (int64_t o = 0; o < count; ++o) {
-        const T* g = static_cast<const T*>(call.weight) + (block * kOutputs + o) * strides.output +
-                     c * strides.channel;
-        Real half[4][3];
-        for (int j = 0; j < 3; ++j) {
-          const Real top = load_one(g + j * strides.column),
-                     middle = load_one(g + strides.row + j * strides.column),
-                     bottom = load_one(g + 2 * strides.row + j * strides.column);
-          half[0][j] = top;
-          half[1][j] = Real(0.5) * (top + bottom + middle);
-          half[2][j] = Real(0.5) * (top + bottom - middle);
-          half[3][j] = bottom;
-        }
-        for (int i = 0; i < 4; ++i) {
-          const Real ends = half[i][0] + half[i][2];
-          transformed[4 * i][o] = half[i][0];
-          transformed[4 * i + 1][o] = Real(0.5) * (ends + half[i][1]);
-          transformed[4 * i + 2][o] = Real(0.5) * (ends - half[i][1]);
-          transformed[4 * i + 3][o] = half[i][2];
+        const T* source = static_cast<const T*>(call.weight) + (block * kOutputs + o) * strides.output +
+                          c * strides.channel;
+        for (int i = 0; i < 3; ++i) {
+          for (int j = 0; j < 3; ++j) g[j][i][o] = load_one(source + i * strides.row + j * strides.column);
         }
       }
-      for (int f = 0; f < kFrequencies; ++f) {
-        std::memcpy(weight_at(weights, call, blocks, f, block, c), transformed[f], sizeof(transformed[f]));
+      for (int j = 0; j < 3; ++j) transform_weight<Real>(g[j], half[j]);
+      for (int row = 0; row < kWindow; ++row) {
+        for (int j = 0; j < 3; ++j) std::memcpy(across[row][j], half[j][row], sizeof(half[j][row]));
+        transform_weight<Real>(across[row], transformed);
+        for (int column = 0; column < kWindow; ++column) {
+          std::memcpy(weight_at(weights, call, blocks, row * kWindow + column, block, c), transformed[column],
+                      sizeof(transformed[column]));
+        }
       }
     }
   }
@@ -165,14 +180,6 @@ SIFA_INLINE Run run_at(const MotionOffset& call, const Strips& strips, int64_t s
   const int64_t piece = strip / strips.rows, frame = piece / strips.pieces, first = strip % strips.rows;
   return {frame / call.frames, frame % call.frames, piece % strips.pieces, first,
           smaller(strips.rows - first, end - strip)};
-}
-
-// Elements of one of the four planes of the saliency of a run, in one channel. Rows that are rearranged after
-// others start anywhere, and their last vector reaches further.
-template <typename Real>
-SIFA_INLINE int64_t plane_of(const Strips& strips, const Run& run) {
-  const int64_t beyond = run.count + 1 > strips.rows_at_once() ? kWide<Real> : 0;
-  return divide_up((run.count + 1) * strips.places + beyond, kWide<Real>) * kWide<Real>;
 }
 
 template <typename Real>
@@ -191,33 +198,64 @@ SIFA_INLINE Vector<Real, kLanes> shuffle(Vector<Real, kLanes> a, Vector<Real, kL
 #endif
 }
 
-// Lane 2i is lane i of the first (kHalf 0) or the second half of a, lane 2i + 1 that of b.
-template <int kHalf, int kLanes, typename Real>
+// Of 16 bytes of a and 16 of b, the first (kHalf 0) or the second halves, interleaved in units of kUnit
+// lanes.
+template <int kHalf, int kUnit, int kLanes, typename Real>
 SIFA_INLINE Vector<Real, kLanes> interleave(Vector<Real, kLanes> a, Vector<Real, kLanes> b) {
+  constexpr int kChunk = kNarrow<Real>;
   Vector<Integer<Real>, kLanes> from{};
-  for (int i = 0; i < kLanes; ++i) from[i] = kHalf * kLanes / 2 + i / 2 + i % 2 * kLanes;
+  for (int i = 0; i < kLanes; ++i) {
+    const int unit = i % kChunk / kUnit, lane = (kHalf * kChunk / kUnit / 2 + unit / 2) * kUnit + i % kUnit;
+    from[i] = i / kChunk * kChunk + lane + unit % 2 * kLanes;
+  }
   return shuffle<kLanes, Real>(a, b, from);
 }
 
-// Lanes 1, 2, ... of a, then the first of b.
+// 16 bytes of every kNarrow-th of kLanes vectors in memory, the first of which are at `source`.
 template <int kLanes, typename Real>
-SIFA_INLINE Vector<Real, kLanes> shift(Vector<Real, kLanes> a, Vector<Real, kLanes> b) {
-  Vector<Integer<Real>, kLanes> from{};
-  for (int i = 0; i < kLanes; ++i) from[i] = i + 1;
-  return shuffle<kLanes, Real>(a, b, from);
+SIFA_INLINE Vector<Real, kLanes> load_chunks(const Real* source) {
+#if defined(__AVX2__)
+  const auto at = [&](int i) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(source + i * kNarrow<Real> * kLanes));
+  };
+  const auto two = [&](int i) __attribute__((always_inline)) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(at(i)), at(i + 1), 1);
+  };
+#if defined(__AVX512F__)
+  return bit_cast<Vector<Real, kLanes>>(_mm512_insertf32x8(_mm512_castps256_ps512(two(0)), two(2), 1));
+#else
+  return bit_cast<Vector<Real, kLanes>>(two(0));
+#endif
+#else
+  static_assert(kLanes == kNarrow<Real>, "vectors of 16 bytes");
+  return load<kLanes>(source);
+#endif
 }
 
-// Lane j of vector i becomes lane i of vector j, by perfect shuffles.
-template <typename Real>
-SIFA_INLINE void transpose(Vector<Real, kWide<Real>>* vectors) {
-  constexpr int kLanes = kWide<Real>;
-  for (int step = 1; step < kLanes; step *= 2) {
-    Vector<Real, kLanes> shuffled[kLanes];
-    for (int i = 0; i < kLanes / 2; ++i) {
-      shuffled[2 * i] = interleave<0, kLanes, Real>(vectors[i], vectors[i + kLanes / 2]);
-      shuffled[2 * i + 1] = interleave<1, kLanes, Real>(vectors[i], vectors[i + kLanes / 2]);
+// Calls store(i, lane i of every vector) for `count` lanes of kLanes vectors in memory. Most of the way is
+// made by loads, only the rest, within 16 bytes, by shuffles, of which the processor does one at a time:
+// three times as fast as perfect shuffles of registers.
+template <typename Real, typename Store>
+SIFA_INLINE void transpose(const Vector<Real, kWide<Real>>* vectors, int64_t count, const Store& store) {
+  constexpr int kLanes = kWide<Real>, kChunk = kNarrow<Real>;
+  const Real* source = reinterpret_cast<const Real*>(vectors);
+  for (int i = 0; i < count; i += kChunk, source += kChunk) {
+    Vector<Real, kLanes> chunks[kChunk], result[kChunk];
+    for (int j = 0; j < kChunk; ++j) chunks[j] = load_chunks<kLanes>(source + j * kLanes);
+    if constexpr (kChunk == 2) {
+      result[0] = interleave<0, 1, kLanes, Real>(chunks[0], chunks[1]);
+      result[1] = interleave<1, 1, kLanes, Real>(chunks[0], chunks[1]);
+    } else {
+      const auto a = interleave<0, 1, kLanes, Real>(chunks[0], chunks[1]);
+      const auto b = interleave<1, 1, kLanes, Real>(chunks[0], chunks[1]);
+      const auto c = interleave<0, 1, kLanes, Real>(chunks[2], chunks[3]);
+      const auto d = interleave<1, 1, kLanes, Real>(chunks[2], chunks[3]);
+      result[0] = interleave<0, 2, kLanes, Real>(a, c);
+      result[1] = interleave<1, 2, kLanes, Real>(a, c);
+      result[2] = interleave<0, 2, kLanes, Real>(b, d);
+      result[3] = interleave<1, 2, kLanes, Real>(b, d);
     }
-    for (int i = 0; i < kLanes; ++i) vectors[i] = shuffled[i];
+    for (int j = 0; j < kChunk && i + j < count; ++j) store(i + j, result[j]);
   }
 }
 
@@ -230,6 +268,33 @@ SIFA_INLINE Vector<Real, kWide<Real>> load_some(const T* source, int64_t count) 
   return result;
 }
 
+// Two of the six sums that B makes of d, those of a pass: the first and the last, or those of a point and of
+// its negative. `at(i)` is d's element i.
+template <int kPass, typename Real, typename Lanes, typename At>
+SIFA_INLINE void transform_window(const At& at, Lanes& first, Lanes& second) {
+  using P = Points<Real>;
+  if constexpr (kPass == 0) {
+    first = at(4) - (P::aa + P::bb) * at(2) + (P::aa * P::bb) * at(0);
+    second = at(5) - (P::aa + P::bb) * at(3) + (P::aa * P::bb) * at(1);
+  } else {
+    constexpr Real kPoint = kPass == 1 ? P::a : P::b, kOther = kPass == 1 ? P::bb : P::aa;
+    const Lanes even = at(4) - kOther * at(2), odd = at(3) - kOther * at(1);
+    first = even + kPoint * odd;
+    second = even - kPoint * odd;
+  }
+}
+
+// A times p: four of six.
+template <typename Real, typename Lanes>
+SIFA_INLINE void transform_products(const Lanes* p, Lanes* result) {
+  using P = Points<Real>;
+  const Lanes even_a = p[1] + p[2], odd_a = p[1] - p[2], even_b = p[3] + p[4], odd_b = p[3] - p[4];
+  result[0] = p[0] + even_a + even_b;
+  result[1] = P::a * odd_a + P::b * odd_b;
+  result[2] = P::aa * even_a + P::bb * even_b;
+  result[3] = p[5] + (P::aa * P::a) * odd_a + (P::bb * P::b) * odd_b;
+}
+
 template <typename T, typename Real = Accumulator<T>>
 class Kernel {
  public:
@@ -240,13 +305,7 @@ class Kernel {
         weights_(static_cast<const Real*>(weights)),
         saliency_(static_cast<Real*>(scratch)),
         patches_(saliency_ + layout_.saliency_size()),
-        products_(patches_ + 4 * layout_.patch_size()),
-        pixels_(products_ + kFrequencies * layout_.product_size()) {
-    // Vectors reach places where nothing is ever written: numbers, rather than what was there before.
-    std::memset(saliency_, 0,
-                static_cast<size_t>(layout_.saliency_size() + 4 * layout_.patch_size()) * sizeof(Real));
-    std::memset(outside(), 0, kChannelsAtOnce * sizeof(Real));
-  }
+        products_(patches_ + kPatches * layout_.patch_size()) {}
 
   void forward(int64_t begin, int64_t end) {
     const int64_t most = strips_.at_once();
@@ -257,172 +316,162 @@ class Kernel {
   static constexpr int kLanes = kWide<Real>;
   using Lanes = Vector<Real, kLanes>;
 
+  // A tile: the first pixel of its window, its first output, and how many of its rows and columns are inside
+  // the frame.
+  struct Place {
+    const Real* window;
+    T* target;
+    int64_t rows, columns;
+  };
+
   void group(int64_t begin, int64_t end) {
-    const int64_t vectors = divide_up((end - begin) * strips_.places, kLanes);
+    number_ = 0;
+    Real* saliency = saliency_;
+    for (int64_t strip = begin; strip < end;) {
+      const Run run = run_at(call_, strips_, strip, end);
+      add_places(run, saliency);
+      saliency += (kTile * run.count + 2) * layout_.columns * kChannelsAtOnce;
+      strip += run.count;
+    }
     for (int64_t channel = 0; channel < call_.channels; channel += kChannelsAtOnce) {
       const int64_t count = smaller(kChannelsAtOnce, call_.channels - channel);
-      Real* saliency = saliency_;
+      saliency = saliency_;
       for (int64_t strip = begin; strip < end;) {
         const Run run = run_at(call_, strips_, strip, end);
-        write_saliency(run, channel, count, saliency);
-        saliency += 4 * plane_of<Real>(strips_, run);
+        for (int64_t i = 0; i < kTile * run.count + 2; ++i, saliency += layout_.columns * kChannelsAtOnce)
+          write_saliency(run, kTile * run.first - 1 + i, channel, count, saliency);
         strip += run.count;
       }
-      write_patches<0>(begin, end, count);
-      multiply(0, channel, count, vectors);
-      write_patches<1>(begin, end, count);
-      multiply(1, channel, count, vectors);
-      write_patches<2>(begin, end, count);
-      multiply(2, channel, count, vectors);
-      write_patches<3>(begin, end, count);
-      multiply(3, channel, count, vectors);
+      write_patches<0>(count);
+      multiply(0, channel, count);
+      write_patches<1>(count);
+      multiply(1, channel, count);
+      write_patches<2>(count);
+      multiply(2, channel, count);
     }
-    write_output(begin, end);
+    write_output();
   }
 
-  SIFA_INLINE Real* outside() const { return pixels_ + layout_.rearranged * kChannelsAtOnce; }
-
-  // Writes the saliency of `count` channels from `channel` on, of the pixels that a run reads: of each row of
-  // tiles, and of one row more, the odd and the even row of pixels above and at its top.
-  void write_saliency(const Run& run, int64_t channel, int64_t count, Real* target) {
-    const int64_t at_once = strips_.rows_at_once(), plane = plane_of<Real>(strips_, run);
-    for (int64_t first = 0; first <= run.count; first += at_once) {
-      const int64_t rows = smaller(at_once, run.count + 1 - first);
-      for (int64_t i = 0; i < 2 * rows; ++i)
-        compute_row(run, 2 * (run.first + first) - 1 + i, channel, count, i);
-      for (int odd_row = 0; odd_row < 2; ++odd_row) {
-        for (int odd_column = 0; odd_column < 2; ++odd_column) {
-          rearrange(run, first, rows, count, odd_row, odd_column,
-                    target + (2 * odd_row + odd_column) * plane + first * strips_.places);
-        }
+  SIFA_INLINE void add_places(const Run& run, const Real* saliency) {
+    for (int64_t row = 0; row < run.count; ++row) {
+      for (int64_t column = 0; column < strips_.tiles; ++column) {
+        const int64_t y = kTile * (run.first + row), x = kTile * (run.piece * strips_.tiles + column);
+        const int64_t pixel = ((run.n * call_.frames + run.t) * call_.height + y) * call_.width + x;
+        places_[number_++] = {
+            saliency + (row * layout_.columns + column) * kTile * kChannelsAtOnce,
+            static_cast<T*>(call_.output) + pixel * call_.outputs,
+            smaller(kTile, call_.height - y),
+            smaller(kTile, call_.width - x),
+        };
       }
     }
   }
 
-  // The columns of pixels of a run: from an odd one on, two per place, as far as they are inside the frame.
-  SIFA_INLINE int64_t left_of(const Run& run) const { return 2 * run.piece * strips_.tiles - 1; }
+  SIFA_INLINE int64_t vectors() const { return divide_up(number_, kLanes); }
 
-  // Writes the saliency of row y to row i of pixels_, [pixel][channel]. Rows outside are not needed.
-  SIFA_INLINE void compute_row(const Run& run, int64_t y, int64_t channel, int64_t count, int64_t i) {
-    const int64_t m = neighbour_frame(call_, run.t), left = left_of(run);
-    if (m < 0 || y < 0 || y >= call_.height) return;
+  // Writes the saliency of `count` channels from `channel` on, of row y of the pixels of a run; zeros for
+  // those outside the frame.
+  void write_saliency(const Run& run, int64_t y, int64_t channel, int64_t count, Real* target) {
+    const int64_t m = neighbour_frame(call_, run.t);
+    if (m < 0 || y < 0 || y >= call_.height) return clear(target, layout_.columns);
+    const int64_t left = kTile * run.piece * strips_.tiles - 1;
+    const int64_t begin = left < 0 ? 1 : 0, end = smaller(layout_.columns, call_.width - left);
+    clear(target, begin);
+    clear(target + end * kChannelsAtOnce, layout_.columns - end);
     const T* query = static_cast<const T*>(call_.query) + run.n * call_.query_strides.batch +
                      run.t * call_.query_strides.frame + y * call_.query_strides.row + channel;
     const T* memory = static_cast<const T*>(call_.memory) + run.n * call_.memory_strides.batch +
                       m * call_.memory_strides.frame + y * call_.memory_strides.row + channel;
-    const int64_t end = smaller(left + 2 * strips_.places, call_.width);
-    for (int64_t x = left < 0 ? 0 : left; x < end; ++x) {
-      const T* f = query + x * call_.query_strides.column;
-      const T* n = memory + x * call_.memory_strides.column;
-      Real* pixel = pixels_ + (i * 2 * strips_.places + x - left) * kChannelsAtOnce;
-      // Half a pixel, then a gap: no pattern that the processor fetches ahead by itself.
+    for (int64_t x = begin; x < end; ++x) {
+      const T* f = query + (left + x) * call_.query_strides.column;
+      const T* n = memory + (left + x) * call_.memory_strides.column;
+      // A part of a pixel's channels, then a gap: no pattern that the processor fetches ahead by itself.
       if (y + 1 < call_.height) {
         for (int64_t c = 0; c < count; c += 64 / static_cast<int64_t>(sizeof(T))) {
           __builtin_prefetch(f + call_.query_strides.row + c);
           __builtin_prefetch(n + call_.memory_strides.row + c);
         }
       }
-      for (int64_t c = 0; c < count; c += kLanes) {
-        store<kLanes>(pixel + c,
-                      sifa::cpu::saliency<kLanes, Real>(load_some(f + c, count - c),
-                                                        load_some(n + c, count - c), call_.residual));
+      // A number known to the compiler: it takes the sigmoids side by side, which hides their latency (a
+      // third of this function's time).
+      Real* pixel = target + x * kChannelsAtOnce;
+      if (count == kChannelsAtOnce) {
+        write_pixel(f, n, kChannelsAtOnce, pixel);
+      } else {
+        write_pixel(f, n, count, pixel);
       }
     }
   }
 
-  // Moves every other pixel of every other row of pixels_ to [channel][place].
-  SIFA_INLINE void rearrange(const Run& run, int64_t first, int64_t rows, int64_t count, int odd_row,
-                             int odd_column, Real* target) {
-    const bool has_neighbour = neighbour_frame(call_, run.t) >= 0;
-    int64_t row = 0, column = 0;
-    for (int64_t place = 0; place < rows * strips_.places; place += kLanes) {
-      const Real* sources[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const int64_t y = 2 * (run.first + first + row) - 1 + odd_row,
-                      x = left_of(run) + 2 * column + odd_column;
-        const bool inside =
-            has_neighbour && row < rows && y >= 0 && y < call_.height && x >= 0 && x < call_.width;
-        const int64_t pixel = ((2 * row + odd_row) * strips_.places + column) * 2 + odd_column;
-        sources[i] = inside ? pixels_ + pixel * kChannelsAtOnce : outside();
-        if (++column == strips_.places) {
-          column = 0;
-          ++row;
-        }
-      }
-      for (int64_t c = 0; c < count; c += kLanes) {
-        Lanes pixels[kLanes];
-        for (int i = 0; i < kLanes; ++i) pixels[i] = load<kLanes>(sources[i] + c);
-        transpose<Real>(pixels);
-        // In ascending order: what lies beyond the last place is written over by the next rows.
-        for (int i = 0; i < kLanes && c + i < count; ++i)
-          store<kLanes>(target + (c + i) * layout_.pixels + place, pixels[i]);
-      }
+  SIFA_INLINE void write_pixel(const T* f, const T* n, int64_t count, Real* pixel) {
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < count; c += kLanes) {
+      store<kLanes>(pixel + c, sifa::cpu::saliency<kLanes, Real>(
+                                   load_some(f + c, count - c), load_some(n + c, count - c), call_.residual));
     }
   }
 
-  // Row kRow of B d B' of every tile of the group.
-  template <int kRow>
-  void write_patches(int64_t begin, int64_t end, int64_t count) {
-    const Real* saliency = saliency_;
-    Real* target = patches_;
-    for (int64_t strip = begin; strip < end;) {
-      const Run run = run_at(call_, strips_, strip, end);
-      const int64_t plane = plane_of<Real>(strips_, run);
-      for (int64_t c = 0; c < count; ++c) {
-        // d's rows 0 to 3: an odd one above the tile, its two, and an even one below it.
-        const Real* const above = saliency + c * layout_.pixels;
-        const Real* const rows[4] = {above, above + 2 * plane, above + strips_.places,
-                                     above + 2 * plane + strips_.places};
-        Real* patch = target + c * layout_.places;
-        // B's row, of the odd columns (`first` 0) or the even ones (`first` plane).
-        const auto combine = [&](int64_t first) __attribute__((always_inline)) {
-          const auto at = [&](int row)
-                              __attribute__((always_inline)) { return load<kLanes>(rows[row] + first); };
-          if constexpr (kRow == 0) {
-            return at(0) - at(2);
-          } else if constexpr (kRow == 1) {
-            return at(1) + at(2);
-          } else if constexpr (kRow == 2) {
-            return at(2) - at(1);
-          } else {
-            return at(1) - at(3);
+  SIFA_INLINE void clear(Real* target, int64_t pixels) {
+    std::memset(target, 0, static_cast<size_t>(pixels * kChannelsAtOnce) * sizeof(Real));
+  }
+
+  // Two rows of B d B' of every tile of the group: computed with a channel in each lane, then transposed.
+  template <int kPass>
+  void write_patches(int64_t count) {
+    const int64_t row = layout_.columns * kChannelsAtOnce;
+    for (int64_t first = 0; first < number_; first += kLanes) {
+      for (int64_t c = 0; c < count; c += kLanes) {
+        Lanes patches[kPatches][kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          if (first + i >= number_) {  // numbers, rather than what was there before
+            for (int k = 0; k < kPatches; ++k) patches[k][i] = Lanes{};
+            continue;
           }
-        };
-        Lanes d0 = combine(0), d1 = combine(plane);
-        // In ascending order: what lies beyond the last place is written over by the next run.
-        for (int64_t place = 0; place < run.count * strips_.places; place += kLanes) {
-          const Lanes next0 = combine(place + kLanes), next1 = combine(plane + place + kLanes);
-          const Lanes d2 = shift<kLanes, Real>(d0, next0), d3 = shift<kLanes, Real>(d1, next1);
-          store<kLanes>(patch + place, d0 - d2);
-          store<kLanes>(patch + layout_.patch_size() + place, d1 + d2);
-          store<kLanes>(patch + 2 * layout_.patch_size() + place, d2 - d1);
-          store<kLanes>(patch + 3 * layout_.patch_size() + place, d1 - d3);
-          d0 = next0;
-          d1 = next1;
+          const Real* window = places_[first + i].window + c;
+          Lanes upper[kWindow], lower[kWindow];
+          for (int column = 0; column < kWindow; ++column, window += kChannelsAtOnce) {
+            transform_window<kPass, Real>(
+                [&](int y) __attribute__((always_inline)) { return load<kLanes>(window + y * row); },
+                upper[column], lower[column]);
+          }
+          transform_row(upper, patches, i);
+          transform_row(lower, patches + kWindow, i);
+        }
+        for (int k = 0; k < kPatches; ++k) {
+          Real* target = patches_ + k * layout_.patch_size() + c * layout_.places + first;
+          transpose<Real>(patches[k], smaller(kLanes, count - c),
+                          [&](int64_t i, Lanes places) __attribute__((always_inline)) {
+                            store<kLanes>(target + i * layout_.places, places);
+                          });
         }
       }
-      saliency += 4 * plane;
-      target += run.count * strips_.places;
-      strip += run.count;
     }
   }
 
-  // Adds the products of `count` channels from `channel` on to four of the frequencies.
-  void multiply(int row, int64_t channel, int64_t count, int64_t vectors) {
-    for (int column = 0; column < 4; ++column) {
-      const int frequency = 4 * row + column;
-      const Real* patches = patches_ + column * layout_.patch_size();
+  SIFA_INLINE void transform_row(const Lanes* row, Lanes (*patches)[kLanes], int i) {
+    const auto at = [&](int x) __attribute__((always_inline)) { return row[x]; };
+    transform_window<0, Real>(at, patches[0][i], patches[5][i]);
+    transform_window<1, Real>(at, patches[1][i], patches[2][i]);
+    transform_window<2, Real>(at, patches[3][i], patches[4][i]);
+  }
+
+  // Adds the products of `count` channels from `channel` on to the frequencies of a pass.
+  void multiply(int pass, int64_t channel, int64_t count) {
+    for (int k = 0; k < kPatches; ++k) {
+      const int frequency = frequency_of(pass, k / kWindow) * kWindow + k % kWindow;
+      const Real* patches = patches_ + k * layout_.patch_size();
       for (int64_t block = 0; block < layout_.blocks; ++block) {
         const Real* weights = weight_at(weights_, call_, layout_.blocks, frequency, block, channel);
         Real* products = products_ + frequency * layout_.product_size() + block * kOutputs * layout_.places;
+        const int64_t all = vectors();
         int64_t done = 0;
         // Rather 2 + 2 than 3 + 1 at the end: a block of one vector is loads more than products.
-        for (; vectors - done >= kVectors && vectors - done != kVectors + 1; done += kVectors)
+        for (; all - done >= kVectors && all - done != kVectors + 1; done += kVectors)
           multiply_block<kVectors>(weights, patches + done * kLanes, count, channel == 0,
                                    products + done * kLanes);
-        for (; vectors - done >= 2; done += 2)
+        for (; all - done >= 2; done += 2)
           multiply_block<2>(weights, patches + done * kLanes, count, channel == 0, products + done * kLanes);
-        for (; done < vectors; ++done)
+        for (; done < all; ++done)
           multiply_block<1>(weights, patches + done * kLanes, count, channel == 0, products + done * kLanes);
       }
     }
@@ -432,45 +481,53 @@ class Kernel {
   SIFA_INLINE void multiply_block(const Real* weights, const Real* patches, int64_t count, bool first,
                                   Real* products) {
     const int64_t pitch = layout_.places;
-    Lanes sums[kOutputs][kBlock];
-    for (int o = 0; o < kOutputs; ++o) {
-      for (int v = 0; v < kBlock; ++v) {
-        sums[o][v] = first ? Lanes{} : load<kLanes>(products + o * pitch + v * kLanes);
+    for (int64_t begin = 0; begin < count; begin += kSummedAtOnce) {
+      const int64_t end = smaller(begin + kSummedAtOnce, count);
+      Lanes sums[kOutputs][kBlock] = {};
+      for (int64_t c = begin; c < end; ++c) {
+        Lanes patch[kBlock];
+        for (int v = 0; v < kBlock; ++v) patch[v] = load<kLanes>(patches + c * pitch + v * kLanes);
+        for (int o = 0; o < kOutputs; ++o) {
+          for (int v = 0; v < kBlock; ++v) sums[o][v] += patch[v] * weights[c * kOutputs + o];
+        }
       }
-    }
-    for (int64_t c = 0; c < count; ++c) {
-      Lanes patch[kBlock];
-      for (int v = 0; v < kBlock; ++v) patch[v] = load<kLanes>(patches + c * pitch + v * kLanes);
+      const bool replaces = first && begin == 0;
       for (int o = 0; o < kOutputs; ++o) {
-        for (int v = 0; v < kBlock; ++v) sums[o][v] += patch[v] * weights[c * kOutputs + o];
+        for (int v = 0; v < kBlock; ++v) {
+          Real* product = products + o * pitch + v * kLanes;
+          store<kLanes>(product, replaces ? sums[o][v] : load<kLanes>(product) + sums[o][v]);
+        }
       }
-    }
-    for (int o = 0; o < kOutputs; ++o) {
-      for (int v = 0; v < kBlock; ++v) store<kLanes>(products + o * pitch + v * kLanes, sums[o][v]);
     }
   }
 
   // A P A' of every tile, and from outputs by tiles to pixels of adjacent outputs.
-  void write_output(int64_t begin, int64_t end) {
-    const int64_t places = (end - begin) * strips_.places;
-    for (int64_t first = 0; first < places; first += kLanes) {
-      T* targets[kLanes][4];
-      for (int64_t i = 0; i < kLanes; ++i) find_targets(begin, first + i, places, targets[i]);
+  void write_output() {
+    for (int64_t first = 0; first < number_; first += kLanes) {
+      const int tiles = static_cast<int>(smaller(kLanes, number_ - first));
       for (int64_t o = 0; o < call_.outputs; o += kLanes) {
         const int64_t count = smaller(kLanes, call_.outputs - o);
-        Lanes values[4][kLanes] = {};
+        Lanes values[kTile * kTile][kLanes] = {};
         for (int64_t i = 0; i < count; ++i) inverse(products_ + (o + i) * layout_.places + first, values, i);
-        for (int pixel = 0; pixel < 4; ++pixel) {
-          if (count > kLanes / 4) {
-            transpose<Real>(values[pixel]);
-            for (int i = 0; i < kLanes; ++i) {
-              if (targets[i][pixel] != nullptr) store_some(targets[i][pixel] + o, values[pixel][i], count);
+        for (int pixel = 0; pixel < kTile * kTile; ++pixel) {
+          const int64_t row = pixel / kTile, column = pixel % kTile;
+          const auto target_of = [&](int64_t i) __attribute__((always_inline)) -> T* {
+            const Place& place = places_[first + i];
+            if (row >= place.rows || column >= place.columns) return nullptr;
+            return place.target + (row * call_.width + column) * call_.outputs + o;
+          };
+          if (count <= kLanes / 4) {  // the last two of 18, say: one at a time
+            for (int64_t i = 0; i < tiles; ++i) {
+              T* target = target_of(i);
+              for (int64_t k = 0; k < count && target != nullptr; ++k)
+                store_one(target + k, values[pixel][k][i]);
             }
-          } else {  // the last two of 18, say, one at a time
-            for (int i = 0; i < kLanes; ++i) {
-              if (targets[i][pixel] == nullptr) continue;
-              for (int64_t k = 0; k < count; ++k) store_one(targets[i][pixel] + o + k, values[pixel][k][i]);
-            }
+          } else {
+            transpose<Real>(values[pixel], tiles,
+                            [&](int64_t i, Lanes outputs) __attribute__((always_inline)) {
+                              T* target = target_of(i);
+                              if (target != nullptr) store_some(target, outputs, count);
+                            });
           }
         }
       }
@@ -478,30 +535,18 @@ class Kernel {
   }
 
   SIFA_INLINE void inverse(const Real* products, Lanes (*values)[kLanes], int64_t i) {
-    Lanes above[4], below[4];
-    for (int column = 0; column < 4; ++column) {
-      Lanes p[4];
-      for (int row = 0; row < 4; ++row)
-        p[row] = load<kLanes>(products + (4 * row + column) * layout_.product_size());
-      above[column] = p[0] + p[1] + p[2];
-      below[column] = p[1] - p[2] - p[3];
+    Lanes half[kTile][kWindow];
+    for (int column = 0; column < kWindow; ++column) {
+      Lanes p[kWindow], transformed[kTile];
+      for (int row = 0; row < kWindow; ++row)
+        p[row] = load<kLanes>(products + (row * kWindow + column) * layout_.product_size());
+      transform_products<Real>(p, transformed);
+      for (int row = 0; row < kTile; ++row) half[row][column] = transformed[row];
     }
-    values[0][i] = above[0] + above[1] + above[2];
-    values[1][i] = above[1] - above[2] - above[3];
-    values[2][i] = below[0] + below[1] + below[2];
-    values[3][i] = below[1] - below[2] - below[3];
-  }
-
-  // The pixels of a tile in the output, row by row; null for those outside the frame.
-  SIFA_INLINE void find_targets(int64_t begin, int64_t place, int64_t places, T** targets) {
-    const int64_t strip = begin + place / strips_.places, tile = place % strips_.places;
-    const Run run = run_at(call_, strips_, strip, strip + 1);
-    const int64_t column = run.piece * strips_.tiles + tile;
-    for (int i = 0; i < 4; ++i) {
-      const int64_t y = 2 * run.first + i / 2, x = 2 * column + i % 2;
-      const bool inside = place < places && tile < strips_.tiles && y < call_.height && x < call_.width;
-      const int64_t pixel = ((run.n * call_.frames + run.t) * call_.height + y) * call_.width + x;
-      targets[i] = inside ? static_cast<T*>(call_.output) + pixel * call_.outputs : nullptr;
+    for (int row = 0; row < kTile; ++row) {
+      Lanes transformed[kTile];
+      transform_products<Real>(half[row], transformed);
+      for (int column = 0; column < kTile; ++column) values[row * kTile + column][i] = transformed[column];
     }
   }
 
@@ -517,7 +562,8 @@ class Kernel {
   Real* const saliency_;
   Real* const patches_;
   Real* const products_;
-  Real* const pixels_;
+  Place places_[kPlacesAtOnce];
+  int64_t number_ = 0;  // of places
 };
 
 int64_t weight_bytes(const MotionOffset& call) {

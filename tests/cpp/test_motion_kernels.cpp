@@ -261,23 +261,25 @@ TEST_P(MotionKernels, SigmoidIsExact) {
   }
 }
 
-// An output sees its 3x3 neighbourhood and nothing else, whatever is in the tile beside it.
-TEST_P(MotionKernels, NotANumberStaysInItsNeighbourhood) {
+// An output that sees what is not finite is not finite either, and only the tiles whose 6x6 windows hold it
+// know of it.
+TEST_P(MotionKernels, NotANumberStaysInItsTiles) {
   for (const double strange : {std::nan(""), HUGE_VAL}) {
-    for (int64_t y = 0; y < 6; ++y) {
+    for (int64_t y = 0; y < 13; ++y) {
+      constexpr int64_t kHeight = 13, kWidth = 15, kColumn = 8;
       Case c = random_case(0);
       auto& call = c.call;
       call.batch = call.frames = call.memory_frames = 1;
-      call.height = 6;
-      call.width = 7;
+      call.height = kHeight;
+      call.width = kWidth;
       call.channels = 3;
       call.outputs = 2;
       call.frame_shift = 0;
-      Tensor features(call.features, 1, 1, 6, 7, 3), weight(call.features, 2, 3, 3, 1, 3),
-          offset(call.features, 1, 1, 6, 7, 2);
+      Tensor features(call.features, 1, 1, kHeight, kWidth, 3), weight(call.features, 2, 3, 3, 1, 3),
+          offset(call.features, 1, 1, kHeight, kWidth, 2);
       features.fill([] { return 1.0; });
       weight.fill([] { return 1.0; });
-      write(features.data.get(), call.features, features.index(0, 0, y, 4, 1), strange);
+      write(features.data.get(), call.features, features.index(0, 0, y, kColumn, 1), strange);
       call.query = call.memory = features.data.get();
       call.query_strides = call.memory_strides = features.strides;
       call.weight = weight.data.get();
@@ -287,10 +289,16 @@ TEST_P(MotionKernels, NotANumberStaysInItsNeighbourhood) {
       const cpu::Scratch scratch = cpu::allocate(offset_->scratch_bytes(call));
       offset_->transform_weights(call, 0, 3, weights.get());
       offset_->forward(call, weights.get(), 0, offset_->strips(call), scratch.get());
-      for (int64_t row = 0; row < 6; ++row) {
-        for (int64_t column = 0; column < 7; ++column) {
-          const bool near = std::abs(row - y) <= 1 && std::abs(column - 4) <= 1;
-          ASSERT_EQ(std::isfinite(offset.at(0, 0, row, column, 0)), !near) << row << ", " << column;
+      const auto in_window = [](int64_t of, int64_t pixel) {
+        const int64_t first = of / 4 * 4 - 1;
+        return first <= pixel && pixel < first + 6;
+      };
+      for (int64_t row = 0; row < kHeight; ++row) {
+        for (int64_t column = 0; column < kWidth; ++column) {
+          const bool seen = std::abs(row - y) <= 1 && std::abs(column - kColumn) <= 1;
+          const bool in_tile = in_window(row, y) && in_window(column, kColumn);
+          const bool finite = std::isfinite(offset.at(0, 0, row, column, 0));
+          ASSERT_TRUE(seen ? !finite : in_tile || finite) << row << ", " << column;
         }
       }
     }
