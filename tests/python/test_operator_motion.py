@@ -294,7 +294,7 @@ def test_extreme_features(operator, make_inputs, device, dtype):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_is_not_finite_stays_where_it_is(make_inputs, device, dtype, value, which):
-    """Saliencies do as the definition does; so do offsets that see the pixel, and those far off see nothing."""
+    """Saliencies do as the definition does; so do offsets that see them, and those far off see nothing."""
     inputs = list(make_inputs(1, 20, 3, 13, 14, dtype=dtype, device=device))
     clean = sifa.motion_offset(*inputs)
     inputs[which] = inputs[which].clone()

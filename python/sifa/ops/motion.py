@@ -86,12 +86,11 @@ def motion_offset(
 
     Returns:
         (N, O, T, H, W) in the dtype of ``query``. On the CPU accumulated in float32 (float64 for float64),
-        and in ``torch.channels_last_3d`` memory format. The CPU kernel is Winograd's F(4×4, 3×3), whose
-        rounding errors are about five times those of a plain sum (float32, 128 channels: 2·10⁻⁶ of the offsets'
-        standard deviation), and in which a saliency that is not finite reaches not only the offsets of its 3×3
-        neighbourhood but all those of the 4×4 tiles that it is in or beside; taps with such offsets are
-        dropped. On CUDA the saliency is rounded to the dtype, and a float32 convolution is one in TF32 unless
-        ``torch.backends.cudnn.allow_tf32`` is off.
+        and in ``torch.channels_last_3d`` memory format. The CPU kernel is Winograd's F(4×4, 3×3): its
+        rounding errors are about twice those of the plain sum, and a saliency that is not finite reaches all
+        offsets of the 4×4 tiles that it is in or beside, not its 3×3 neighbourhood alone; such offsets drop
+        their taps. On CUDA the saliency is rounded to the dtype, and a float32 convolution is one in TF32
+        unless ``torch.backends.cudnn.allow_tf32`` is off.
 
     Differentiable once in ``query``, ``memory`` and ``weight``. Under autocast, computed in the active
     autocast dtype. It works in TorchScript, ``torch.compile`` and ``torch.export``.
