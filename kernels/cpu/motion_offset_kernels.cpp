@@ -43,14 +43,14 @@ constexpr int kFrequencies = kWindow * kWindow;
 // Two of the six rows of B d B' share most of their sums: the first and the last, those of a, and those of b.
 constexpr int kPasses = 3;
 constexpr int kPatches = kFrequencies / kPasses;  // of a pass
-// So that saliency, patches and products together take about 1 MiB of cache, in float32. Half the channels,
-// or half or twice the places, took 3 to 8 % longer.
+// So that saliency, patches and products together stay in 1 MiB of cache, in float32. Half the channels, or
+// half or twice the places, took 3 to 8 % longer.
 constexpr int kChannelsAtOnce = 64;
 constexpr int64_t kPlacesAtOnce = 112;
-
-// A sum of so many channels is added to the others as one: where nearly all of the rounding errors come from
-// is long sums of products that then cancel. Of 128 channels this leaves 0.6 of the error, and costs 1 %.
-constexpr int64_t kSummedAtOnce = 32;
+// Channels whose patches are written and multiplied at once, and whose sum is added to the others as one:
+// long sums of products that then cancel are where nearly all of the rounding errors come from. Of 128
+// channels this leaves half of the error.
+constexpr int kChannelsSummed = 16;
 
 // The points a and b, and what the matrices are made of. All are exact.
 template <typename Real>
@@ -110,7 +110,7 @@ struct Layout {
   }
 
   SIFA_INLINE int64_t saliency_size() const { return pixels * kChannelsAtOnce; }
-  SIFA_INLINE int64_t patch_size() const { return kChannelsAtOnce * places; }      // of one frequency
+  SIFA_INLINE int64_t patch_size() const { return kChannelsSummed * places; }      // of one frequency
   SIFA_INLINE int64_t product_size() const { return blocks * kOutputs * places; }  // of one frequency
   SIFA_INLINE int64_t size() const {
     return saliency_size() + kPatches * patch_size() + kFrequencies * product_size();
@@ -342,12 +342,15 @@ class Kernel {
           write_saliency(run, kTile * run.first - 1 + i, channel, count, saliency);
         strip += run.count;
       }
-      write_patches<0>(count);
-      multiply(0, channel, count);
-      write_patches<1>(count);
-      multiply(1, channel, count);
-      write_patches<2>(count);
-      multiply(2, channel, count);
+      for (int64_t first = 0; first < count; first += kChannelsSummed) {
+        const int64_t summed = smaller(kChannelsSummed, count - first);
+        write_patches<0>(first, summed);
+        multiply(0, channel + first, summed);
+        write_patches<1>(first, summed);
+        multiply(1, channel + first, summed);
+        write_patches<2>(first, summed);
+        multiply(2, channel + first, summed);
+      }
     }
     write_output();
   }
@@ -415,9 +418,10 @@ class Kernel {
     std::memset(target, 0, static_cast<size_t>(pixels * kChannelsAtOnce) * sizeof(Real));
   }
 
-  // Two rows of B d B' of every tile of the group: computed with a channel in each lane, then transposed.
+  // Two rows of B d B' of every tile of the group, of `count` of the channels in saliency_: computed with a
+  // channel in each lane, then transposed.
   template <int kPass>
-  void write_patches(int64_t count) {
+  void write_patches(int64_t channel, int64_t count) {
     const int64_t row = layout_.columns * kChannelsAtOnce;
     for (int64_t first = 0; first < number_; first += kLanes) {
       for (int64_t c = 0; c < count; c += kLanes) {
@@ -427,7 +431,7 @@ class Kernel {
             for (int k = 0; k < kPatches; ++k) patches[k][i] = Lanes{};
             continue;
           }
-          const Real* window = places_[first + i].window + c;
+          const Real* window = places_[first + i].window + channel + c;
           Lanes upper[kWindow], lower[kWindow];
           for (int column = 0; column < kWindow; ++column, window += kChannelsAtOnce) {
             transform_window<kPass, Real>(
@@ -481,60 +485,48 @@ class Kernel {
   SIFA_INLINE void multiply_block(const Real* weights, const Real* patches, int64_t count, bool first,
                                   Real* products) {
     const int64_t pitch = layout_.places;
-    for (int64_t begin = 0; begin < count; begin += kSummedAtOnce) {
-      const int64_t end = smaller(begin + kSummedAtOnce, count);
-      Lanes sums[kOutputs][kBlock] = {};
-      for (int64_t c = begin; c < end; ++c) {
-        Lanes patch[kBlock];
-        for (int v = 0; v < kBlock; ++v) patch[v] = load<kLanes>(patches + c * pitch + v * kLanes);
-        for (int o = 0; o < kOutputs; ++o) {
-          for (int v = 0; v < kBlock; ++v) sums[o][v] += patch[v] * weights[c * kOutputs + o];
-        }
-      }
-      const bool replaces = first && begin == 0;
+    Lanes sums[kOutputs][kBlock] = {};
+    for (int64_t c = 0; c < count; ++c) {
+      Lanes patch[kBlock];
+      for (int v = 0; v < kBlock; ++v) patch[v] = load<kLanes>(patches + c * pitch + v * kLanes);
       for (int o = 0; o < kOutputs; ++o) {
-        for (int v = 0; v < kBlock; ++v) {
-          Real* product = products + o * pitch + v * kLanes;
-          store<kLanes>(product, replaces ? sums[o][v] : load<kLanes>(product) + sums[o][v]);
-        }
+        for (int v = 0; v < kBlock; ++v) sums[o][v] += patch[v] * weights[c * kOutputs + o];
+      }
+    }
+    for (int o = 0; o < kOutputs; ++o) {
+      for (int v = 0; v < kBlock; ++v) {
+        Real* product = products + o * pitch + v * kLanes;
+        store<kLanes>(product, first ? sums[o][v] : load<kLanes>(product) + sums[o][v]);
       }
     }
   }
 
-  // A P A' of every tile, and from outputs by tiles to pixels of adjacent outputs.
+  // A P A' of every tile, and from outputs by tiles to pixels of adjacent outputs: whole vectors of them, and
+  // with the last of these a few more, the last two of 18, say.
   void write_output() {
+    constexpr int64_t kMore = kLanes / 4;
     for (int64_t first = 0; first < number_; first += kLanes) {
-      const int tiles = static_cast<int>(smaller(kLanes, number_ - first));
-      for (int64_t o = 0; o < call_.outputs; o += kLanes) {
-        const int64_t count = smaller(kLanes, call_.outputs - o);
-        Lanes values[kTile * kTile][kLanes] = {};
+      const int64_t tiles = smaller(kLanes, number_ - first);
+      for (int64_t o = 0; o < call_.outputs;) {
+        const int64_t left = call_.outputs - o, count = left > kLanes + kMore ? kLanes : left;
+        Lanes values[kTile * kTile][kLanes + kMore] = {};
         for (int64_t i = 0; i < count; ++i) inverse(products_ + (o + i) * layout_.places + first, values, i);
         for (int pixel = 0; pixel < kTile * kTile; ++pixel) {
           const int64_t row = pixel / kTile, column = pixel % kTile;
-          const auto target_of = [&](int64_t i) __attribute__((always_inline)) -> T* {
+          transpose<Real>(values[pixel], tiles, [&](int64_t i, Lanes outputs) __attribute__((always_inline)) {
             const Place& place = places_[first + i];
-            if (row >= place.rows || column >= place.columns) return nullptr;
-            return place.target + (row * call_.width + column) * call_.outputs + o;
-          };
-          if (count <= kLanes / 4) {  // the last two of 18, say: one at a time
-            for (int64_t i = 0; i < tiles; ++i) {
-              T* target = target_of(i);
-              for (int64_t k = 0; k < count && target != nullptr; ++k)
-                store_one(target + k, values[pixel][k][i]);
-            }
-          } else {
-            transpose<Real>(values[pixel], tiles,
-                            [&](int64_t i, Lanes outputs) __attribute__((always_inline)) {
-                              T* target = target_of(i);
-                              if (target != nullptr) store_some(target, outputs, count);
-                            });
-          }
+            if (row >= place.rows || column >= place.columns) return;
+            T* target = place.target + (row * call_.width + column) * call_.outputs + o;
+            store_some(target, outputs, count);
+            for (int64_t k = kLanes; k < count; ++k) store_one(target + k, values[pixel][k][i]);
+          });
         }
+        o += count;
       }
     }
   }
 
-  SIFA_INLINE void inverse(const Real* products, Lanes (*values)[kLanes], int64_t i) {
+  SIFA_INLINE void inverse(const Real* products, Lanes (*values)[kLanes + kLanes / 4], int64_t i) {
     Lanes half[kTile][kWindow];
     for (int column = 0; column < kWindow; ++column) {
       Lanes p[kWindow], transformed[kTile];
@@ -551,7 +543,7 @@ class Kernel {
   }
 
   SIFA_INLINE void store_some(T* target, Lanes values, int64_t count) {
-    if (count == kLanes) return store<kLanes>(target, values);
+    if (count >= kLanes) return store<kLanes>(target, values);
     for (int64_t i = 0; i < count; ++i) store_one(target + i, values[i]);
   }
 
