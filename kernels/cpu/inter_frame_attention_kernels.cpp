@@ -271,12 +271,13 @@ template <int kBlocks, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void attend_in_registers(const T* query, bool residual, const Corners<T>& corners,
                                      const int* taps, int count, int lane, int64_t channel, Real scale,
                                      T* output) {
-  constexpr int kLanes = kWidest<T>;
+  constexpr int kLanes = kWidest<T>, kChains = kBlocks < 2 ? 1 : kBlocks < 4 ? 2 : 4;
   Block<Real, kLanes> q[kBlocks], sums[kBlocks] = {};
   for (int b = 0; b < kBlocks; ++b) q[b] = load<kLanes>(query + b * kLanes);
   if (residual) {
     for (int b = 0; b < kBlocks; ++b) sums[b] = q[b];
   }
+  for (int b = 0; b < kBlocks; ++b) q[b] = q[b] * scale;
   for (int i = 0; i < count; ++i) {
     Block<Real, kLanes> sample[kBlocks];
 #pragma GCC unroll 4
@@ -288,9 +289,13 @@ SIFA_INLINE void attend_in_registers(const T* query, bool residual, const Corner
         sample[b] = j == 0 ? part : sample[b] + part;
       }
     }
-    ChannelSum<T> products[2];  // two chains of additions, for half the latency
-    for (int b = 0; b < kBlocks; ++b) products[b % 2].template add<kLanes>(sample[b] * q[b]);
-    const Real weight = scale * (products[0] + products[1]).total();
+    // What comes next waits for this sum: chains of additions side by side, and q is scaled before them.
+    ChannelSum<T> products[kChains];
+    for (int b = 0; b < kBlocks; ++b) products[b % kChains].template add<kLanes>(sample[b] * q[b]);
+    for (int n = kChains / 2; n > 0; n /= 2) {
+      for (int k = 0; k < n; ++k) products[k] = products[k] + products[k + n];
+    }
+    const Real weight = products[0].total();
     for (int b = 0; b < kBlocks; ++b) sums[b] += sample[b] * weight;
   }
   for (int b = 0; b < kBlocks; ++b) store<kLanes>(output + b * kLanes, sums[b]);
@@ -475,7 +480,8 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
             const auto q = load<kLanes>(query + c), g = load<kLanes>(grad + c);
             Block<Real, kLanes> value{};
             for (int j = 0; j < 4; ++j) {
-              const auto corner = load<kLanes>(at[j] + c);
+              auto corner = load<kLanes>(at[j] + c);
+              keep(corner);
               value += corner * weight[j];
               sums[j].template add<kLanes>(q * corner);
               sums[4 + j].template add<kLanes>(g * corner);

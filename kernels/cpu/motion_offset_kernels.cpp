@@ -20,7 +20,6 @@
 // depends on how tiles are grouped.
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels.h"
 #include "motion_kernels.h"
@@ -180,35 +179,6 @@ SIFA_INLINE Run run_at(const MotionOffset& call, const Strips& strips, int64_t s
   const int64_t piece = strip / strips.rows, frame = piece / strips.pieces, first = strip % strips.rows;
   return {frame / call.frames, frame % call.frames, piece % strips.pieces, first,
           smaller(strips.rows - first, end - strip)};
-}
-
-template <typename Real>
-using Integer = std::conditional_t<sizeof(Real) == 8, int64_t, int32_t>;
-
-// Lane i is lane from[i] of a and b, one after the other. `from` must be known to the compiler.
-template <int kLanes, typename Real>
-SIFA_INLINE Vector<Real, kLanes> shuffle(Vector<Real, kLanes> a, Vector<Real, kLanes> b,
-                                         Vector<Integer<Real>, kLanes> from) {
-#if defined(__clang__)
-  Vector<Real, kLanes> result;
-  for (int i = 0; i < kLanes; ++i) result[i] = from[i] < kLanes ? a[from[i]] : b[from[i] - kLanes];
-  return result;
-#else
-  return __builtin_shuffle(a, b, from);
-#endif
-}
-
-// Of 16 bytes of a and 16 of b, the first (kHalf 0) or the second halves, interleaved in units of kUnit
-// lanes.
-template <int kHalf, int kUnit, int kLanes, typename Real>
-SIFA_INLINE Vector<Real, kLanes> interleave(Vector<Real, kLanes> a, Vector<Real, kLanes> b) {
-  constexpr int kChunk = kNarrow<Real>;
-  Vector<Integer<Real>, kLanes> from{};
-  for (int i = 0; i < kLanes; ++i) {
-    const int unit = i % kChunk / kUnit, lane = (kHalf * kChunk / kUnit / 2 + unit / 2) * kUnit + i % kUnit;
-    from[i] = i / kChunk * kChunk + lane + unit % 2 * kLanes;
-  }
-  return shuffle<kLanes, Real>(a, b, from);
 }
 
 // 16 bytes of every kNarrow-th of kLanes vectors in memory, the first of which are at `source`.

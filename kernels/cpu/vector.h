@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -75,6 +76,8 @@ SIFA_INLINE V load_bits(const void* source) {
 
 template <typename Real>
 constexpr int kWide = kVectorBytes / static_cast<int>(sizeof(Real));  // lanes of the processor's own vectors
+template <typename Real>
+constexpr int kNarrow = 16 / static_cast<int>(sizeof(Real));  // lanes of 16 bytes
 
 // Two vectors of the processor's: what is loaded of bfloat16 at once.
 template <typename V>
@@ -260,6 +263,45 @@ SIFA_INLINE void store(Half* target, Vector<float, kLanes> value) {
   std::memcpy(target, &half_words, sizeof(half_words));
 }
 
+template <typename Real>
+using Integer = std::conditional_t<sizeof(Real) == 8, int64_t, int32_t>;
+
+// Lane i is lane from[i] of a and b, one after the other. `from` must be known to the compiler.
+template <int kLanes, typename Real>
+SIFA_INLINE Vector<Real, kLanes> shuffle(Vector<Real, kLanes> a, Vector<Real, kLanes> b,
+                                         Vector<Integer<Real>, kLanes> from) {
+#if defined(__clang__)
+  Vector<Real, kLanes> result;
+  for (int i = 0; i < kLanes; ++i) result[i] = from[i] < kLanes ? a[from[i]] : b[from[i] - kLanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Of 16 bytes of a and 16 of b, the first (kHalf 0) or the second halves, interleaved in units of kUnit
+// lanes.
+template <int kHalf, int kUnit, int kLanes, typename Real>
+SIFA_INLINE Vector<Real, kLanes> interleave(Vector<Real, kLanes> a, Vector<Real, kLanes> b) {
+  constexpr int kChunk = kNarrow<Real>;
+  Vector<Integer<Real>, kLanes> from{};
+  for (int i = 0; i < kLanes; ++i) {
+    const int unit = i % kChunk / kUnit, lane = (kHalf * kChunk / kUnit / 2 + unit / 2) * kUnit + i % kUnit;
+    from[i] = i / kChunk * kChunk + lane + unit % 2 * kLanes;
+  }
+  return shuffle<kLanes, Real>(a, b, from);
+}
+
+// Keeps a value that was loaded in a register: GCC would load it again for each of its uses.
+template <typename V>
+SIFA_INLINE void keep(V& value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == kVectorBytes) asm("" : "+v"(value));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(V) == kVectorBytes) asm("" : "+x"(value));
+#endif
+}
+
 template <typename T>
 SIFA_INLINE Accumulator<T> load_one(const T* source) {
   return load<1>(source)[0];
@@ -280,8 +322,6 @@ template <typename T>
 constexpr int kWidest = kWide<Accumulator<T>>;
 template <>
 constexpr int kWidest<BFloat16> = 2 * kWide<float>;
-template <typename Real>
-constexpr int kNarrow = 16 / static_cast<int>(sizeof(Real));
 
 template <typename T, typename Body>
 SIFA_INLINE void for_channels(int64_t count, const Body& body) {
@@ -310,6 +350,19 @@ SIFA_INLINE void for_channel_blocks(int64_t count, const Body& body) {
                                     __attribute__((always_inline)) { body(lanes, Lanes<1>{}, done + c); });
 }
 
+// The sum of the 16 bytes that a vector is made of.
+template <typename Real, int kLanes>
+SIFA_INLINE Vector<Real, kNarrow<Real>> fold(const Vector<Real, kLanes>& value) {
+  if constexpr (kLanes == kNarrow<Real>) {
+    return value;
+  } else {
+    Vector<Real, kLanes / 2> halves[2];
+    static_assert(sizeof(halves) == sizeof(value), "two halves");
+    std::memcpy(halves, &value, sizeof(value));
+    return fold<Real, kLanes / 2>(halves[0] + halves[1]);
+  }
+}
+
 // A sum over channels, taken in for_channels.
 template <typename T, typename Real = Accumulator<T>>
 class ChannelSum {
@@ -335,50 +388,35 @@ class ChannelSum {
 
   // The total of all lanes.
   SIFA_INLINE Real total() const {
-    const auto lanes = narrow();
-    if constexpr (kNarrow<Real> == 4) return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    auto lanes = fold<Real, kWide<Real>>(sum_);
+    if constexpr (kNarrow<Real> == 4)
+      lanes += shuffle<4, Real>(lanes, lanes, Vector<Integer<Real>, 4>{2, 3, 0, 1});
     return lanes[0] + lanes[1];
   }
 
-  // The sum in 16 bytes of lanes.
-  SIFA_INLINE Vector<Real, kNarrow<Real>> narrow() const { return fold<kWide<Real>>(sum_); }
+  SIFA_INLINE const Vector<Real, kWide<Real>>& lanes() const { return sum_; }
 
  private:
-  template <int kLanes>
-  SIFA_INLINE static Vector<Real, kNarrow<Real>> fold(const Vector<Real, kLanes>& value) {
-    if constexpr (kLanes == kNarrow<Real>) {
-      return value;
-    } else {
-      Vector<Real, kLanes / 2> halves[2];
-      static_assert(sizeof(halves) == sizeof(value), "two halves");
-      std::memcpy(halves, &value, sizeof(value));
-      return fold<kLanes / 2>(halves[0] + halves[1]);
-    }
-  }
-
   Vector<Real, kWide<Real>> sum_{};
 };
 
-// The totals of kCount sums, so many lanes at a time as 16 bytes hold: transposed, not added lane by lane.
+// The totals of kCount sums, so many at a time as 16 bytes hold: interleaved and added, not one by one.
 template <int kCount, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void total(const ChannelSum<T>* sums, Real* totals) {
-  using Lanes = Vector<Real, kNarrow<Real>>;
-  static_assert(kCount % 2 == 0, "two at a time");
-  if constexpr (kNarrow<Real> == 4 && kCount % 4 == 0) {
-    for (int i = 0; i < kCount; i += 4) {
-      const Lanes a = sums[i].narrow(), b = sums[i + 1].narrow(), c = sums[i + 2].narrow(),
-                  d = sums[i + 3].narrow();
-      const Lanes ab = Lanes{a[0], b[0], a[1], b[1]} + Lanes{a[2], b[2], a[3], b[3]};
-      const Lanes cd = Lanes{c[0], d[0], c[1], d[1]} + Lanes{c[2], d[2], c[3], d[3]};
-      const Lanes result = Lanes{ab[0], ab[1], cd[0], cd[1]} + Lanes{ab[2], ab[3], cd[2], cd[3]};
-      std::memcpy(totals + i, &result, sizeof(result));
+  constexpr int kLanes = kWide<Real>, kAtOnce = kNarrow<Real>;
+  static_assert(kCount % kAtOnce == 0, "whole vectors");
+  const auto pair = [&](int i) __attribute__((always_inline)) {
+    return interleave<0, 1, kLanes, Real>(sums[i].lanes(), sums[i + 1].lanes()) +
+           interleave<1, 1, kLanes, Real>(sums[i].lanes(), sums[i + 1].lanes());
+  };
+  for (int i = 0; i < kCount; i += kAtOnce) {
+    auto all = pair(i);
+    if constexpr (kAtOnce == 4) {
+      const auto next = pair(i + 2);
+      all = interleave<0, 2, kLanes, Real>(all, next) + interleave<1, 2, kLanes, Real>(all, next);
     }
-  } else {
-    for (int i = 0; i < kCount; ++i) {
-      const Lanes lanes = sums[i].narrow();
-      totals[i] = 0;
-      for (int lane = 0; lane < kNarrow<Real>; ++lane) totals[i] += lanes[lane];
-    }
+    const auto result = fold<Real, kLanes>(all);
+    std::memcpy(totals + i, &result, sizeof(result));
   }
 }
 
