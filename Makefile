@@ -88,6 +88,11 @@ test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 
 	@$(BIN)/cmake --build build/aarch64 --target test_kernels test_motion_kernels >/dev/null
 	@$(BIN)/ctest --test-dir build/aarch64 -R '^test_(motion_)?kernels$$' --no-tests=error --output-on-failure
 
+.PHONY: test-embedded
+test-embedded: build ## sifa-run, cross-compiled for 64-bit Arm and run in qemu, against the one of .venv
+	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static
+	@scripts/test_embedded.sh
+
 .PHONY: test-abi
 test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"
 	@scripts/test_abi.sh $(BUILD_DIR) $(TORCH_VERSIONS)
