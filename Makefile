@@ -13,6 +13,7 @@ PYTHON ?=
 TORCH ?=
 TORCH_INDEX ?=
 TORCH_VERSIONS ?= 2.13.0
+FUZZ_SECONDS ?= 60
 export PYTHON TORCH TORCH_INDEX
 
 BIN := .venv/bin
@@ -92,6 +93,11 @@ test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 
 test-embedded: build ## sifa-run, cross-compiled for 64-bit Arm and run in qemu, against the one of .venv
 	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static
 	@scripts/test_embedded.sh
+
+.PHONY: fuzz
+fuzz: build ## fuzz what reads model files and URIs, for FUZZ_SECONDS=60 in all
+	@scripts/setup.sh packages clang
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
 .PHONY: test-abi
 test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"
