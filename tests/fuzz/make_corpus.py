@@ -18,9 +18,31 @@ from sifa.artifact import export_torchscript
 
 # Bytes of metadata; larger inputs are mutated too slowly.
 LARGEST = 1 << 14
-URIS = """- clip.mp4 /dev/video0 file://clip.mp4 v4l2:///dev/video1 v4l2:// csi://0 csi://12 csi://-1 csi://0!fakesink
-rtsp://user:word@host:8554/live http://host/a.ts https://host/a.ts udp://0.0.0.0:5000 udp://@:5000 tcp://host:1
-gst://videotestsrc ftp://host/clip.mp4 :// a:// RTSP://host rtsp:/host rtsp:host""".split()
+URIS = [
+    "-",
+    "clip.mp4",
+    "/dev/video0",
+    "file://clip.mp4",
+    "v4l2:///dev/video1",
+    "v4l2://",
+    "csi://0",
+    "csi://12",
+    "csi://-1",
+    "csi://0!fakesink",
+    "rtsp://user:word@host:8554/live",
+    "http://host/a.ts",
+    "https://host/a.ts",
+    "udp://0.0.0.0:5000",
+    "udp://@:5000",
+    "tcp://host:1",
+    "gst://videotestsrc",
+    "ftp://host/clip.mp4",
+    "://",
+    "a://",
+    "RTSP://host",
+    "rtsp:/host",
+    "rtsp:host",
+]
 
 
 def write_archives(folder: Path, metadata: bytes) -> None:
