@@ -122,11 +122,13 @@ package: .venv/.dependencies ## the C++ runtime and sifa-run as a .deb and a tar
 	@ls build/package/sifa[-_]*.tar.gz build/package/sifa_*.deb
 
 .PHONY: bench
-bench: build ## measure the operator, and what it adds to whole networks (half an hour); results in build/benchmarks
+bench: build ## measure the operator, what it adds to networks, and C++ against Python (40 minutes); results in build/benchmarks
 	@mkdir -p build/benchmarks
 	@$(BIN)/python benchmarks/attention.py --json build/benchmarks/attention.json | tee build/benchmarks/attention.md
 	@$(BIN)/python benchmarks/models.py --rounds 15 --json build/benchmarks/models.json \
 	  | tee build/benchmarks/models.md
+	@$(BIN)/python benchmarks/runtime.py --files build/benchmarks/models --json build/benchmarks/runtime.json \
+	  | tee build/benchmarks/runtime.md
 
 .PHONY: clean
 clean: ## remove what was built (the packages in .venv stay: rm -rf .venv removes those)
