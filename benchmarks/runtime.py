@@ -35,10 +35,10 @@ from sifa.data.motion import write_video
 from sifa.demo import find_sifa_run
 from torch import Tensor, nn
 
-MODELS = ["sifa_tiny", "sifa_mobilenetv4_small", "sifa_resnet18"]
+MODELS = ["sifa_tiny", "sifa_resnet18"]
 STARTED = "sifa_tiny"
 WARM_UP = 5  # calls, as in `sifa-run --benchmark`
-SECONDS = 2.0  # of calls in a round, about
+SECONDS = 1.0  # of calls in a round, about
 LEAST_CALLS, MOST_CALLS = 10, 200
 
 # Contestant: what it is measured against, and the most that it may take of it.
@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS, help="only these")
-    parser.add_argument("--rounds", type=int, default=9, help="at least 2")
+    parser.add_argument("--rounds", type=int, default=7, help="at least 2")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of one operation")
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep the exported models there")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
