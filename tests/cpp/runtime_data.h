@@ -4,6 +4,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -98,6 +99,8 @@ inline void expect_near(const std::vector<float>& actual, const std::vector<floa
 
 // Bytes of the process's own in memory, without the pages of files that it has mapped.
 inline std::int64_t resident() {
+  // What is free already and kept by glibc comes and goes in pieces as large as a layer's result.
+  malloc_trim(0);
   std::ifstream status("/proc/self/status");
   const std::string name = "RssAnon:";
   for (std::string line; std::getline(status, line);) {
