@@ -12,7 +12,8 @@ struct Peaks {
   double bytes_per_second = 0.0;       ///< of a copy that no cache holds, reads and writes counted
 };
 
-/// Measures them, which takes a fraction of a second. `device` as in ClassifierOptions, `precision` as in Metadata.
+/// Measures them, which takes a fraction of a second. `device` as in ClassifierOptions, `precision` as in
+/// Metadata.
 SIFA_API Peaks measure_peaks(const std::string& device, const std::string& precision);
 
 }  // namespace sifa
