@@ -13,6 +13,7 @@ PYTHON ?=
 TORCH ?=
 TORCH_INDEX ?=
 TORCH_VERSIONS ?= 2.13.0
+FUZZ_SECONDS ?= 60
 export PYTHON TORCH TORCH_INDEX
 
 BIN := .venv/bin
@@ -88,6 +89,16 @@ test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 
 	@$(BIN)/cmake --build build/aarch64 --target test_kernels test_motion_kernels >/dev/null
 	@$(BIN)/ctest --test-dir build/aarch64 -R '^test_(motion_)?kernels$$' --no-tests=error --output-on-failure
 
+.PHONY: test-embedded
+test-embedded: build ## sifa-run, cross-compiled for 64-bit Arm and run in qemu, against the one of .venv
+	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static
+	@scripts/test_embedded.sh
+
+.PHONY: fuzz
+fuzz: build ## fuzz what reads model files and URIs, for FUZZ_SECONDS=60 in all
+	@scripts/setup.sh packages clang
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
 .PHONY: test-abi
 test-abi: build ## the operator, as built here, inside other torches: TORCH_VERSIONS="2.10.0 2.13.0"
 	@scripts/test_abi.sh $(BUILD_DIR) $(TORCH_VERSIONS)
@@ -111,11 +122,13 @@ package: .venv/.dependencies ## the C++ runtime and sifa-run as a .deb and a tar
 	@ls build/package/sifa[-_]*.tar.gz build/package/sifa_*.deb
 
 .PHONY: bench
-bench: build ## measure the operator, and what it adds to whole networks (half an hour); results in build/benchmarks
+bench: build ## measure the operator, what it adds to networks, and C++ against Python (40 minutes); results in build/benchmarks
 	@mkdir -p build/benchmarks
 	@$(BIN)/python benchmarks/attention.py --json build/benchmarks/attention.json | tee build/benchmarks/attention.md
 	@$(BIN)/python benchmarks/models.py --rounds 15 --json build/benchmarks/models.json \
 	  | tee build/benchmarks/models.md
+	@$(BIN)/python benchmarks/runtime.py --files build/benchmarks/models --json build/benchmarks/runtime.json \
+	  | tee build/benchmarks/runtime.md
 
 .PHONY: clean
 clean: ## remove what was built (the packages in .venv stay: rm -rf .venv removes those)

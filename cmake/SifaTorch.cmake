@@ -64,6 +64,11 @@ target_link_libraries(
   sifa_torch INTERFACE "${SIFA_TORCH_LIBRARY_DIR}/libtorch_cpu.so" "${SIFA_TORCH_LIBRARY_DIR}/libc10.so"
                        -Wl,--push-state,--no-as-needed ${_torch_libraries} -Wl,--pop-state)
 
+# A linker with a system root looks there for what our libraries need, whatever folder they name.
+if(CMAKE_CROSSCOMPILING)
+  target_link_options(sifa_options INTERFACE "-Wl,-rpath-link,${SIFA_TORCH_LIBRARY_DIR}")
+endif()
+
 # Where the installed libraries (sifa/lib in site-packages) find their own kind and torch. A build in place and an editable
 # install also name the torch they were built with; what goes to other machines (a wheel, a package) does not.
 option(SIFA_RELOCATABLE "Name no folder of this machine in what is installed: torch is then looked for beside sifa/" OFF)

@@ -3,12 +3,14 @@
 // Preprocessing is in the graph, so that it is part of the model's time.
 #include "benchmark.h"
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 #include <iostream>
 #include <sstream>
 
 #include "durations.h"
+#include "peaks.h"
 
 namespace {
 
@@ -16,6 +18,8 @@ using nlohmann::ordered_json;
 using std::chrono::steady_clock;
 
 constexpr int kWarmUp = 5;  // rounds: TorchScript's executor looks at the first calls before it settles
+
+using Times = std::vector<double>;  // milliseconds
 
 struct Round {
   double decode_ms = 0.0;
@@ -60,6 +64,37 @@ std::function<Round()> stream_round(sifa::StreamBatch& streams, const std::vecto
     streams.run();
     return Round{0.0, milliseconds(steady_clock::now() - begin)};
   };
+}
+
+// Of sorted times; between two of them, on the line from one to the other.
+double percentile(const Times& times, double share) {
+  const double position = share * static_cast<double>(times.size() - 1);
+  const std::size_t below = static_cast<std::size_t>(position);
+  const std::size_t above = std::min(below + 1, times.size() - 1);
+  return times[below] + (position - static_cast<double>(below)) * (times[above] - times[below]);
+}
+
+ordered_json percentiles(const Times& times) {
+  return {
+      {"p50", percentile(times, 0.50)}, {"p95", percentile(times, 0.95)}, {"p99", percentile(times, 0.99)}};
+}
+
+// The time that the device needs at least for the model's arithmetic, or to read frames and weights once, and
+// the share of it in the time that the model took. Null for a model that does not say what it costs.
+ordered_json roofline(const sifa::Metadata& metadata, const BenchmarkArguments& arguments,
+                      std::int64_t frame_bytes, double model_ms) {
+  if (metadata.operations == 0) return nullptr;
+  const sifa::Peaks peaks = sifa::measure_peaks(arguments.options.device, metadata.precision);
+  const double operations = static_cast<double>(metadata.operations * arguments.batch);
+  const double bytes = static_cast<double>(metadata.weight_bytes + frame_bytes);
+  const double floor_ms =
+      1e3 * std::max(operations / peaks.operations_per_second, bytes / peaks.bytes_per_second);
+  return {{"gflop", operations / 1e9},
+          {"mb", bytes / 1e6},
+          {"peak_gflop_per_s", peaks.operations_per_second / 1e9},
+          {"peak_gb_per_s", peaks.bytes_per_second / 1e9},
+          {"floor_ms", floor_ms},
+          {"floor_over_p50", floor_ms / model_ms}};
 }
 
 void print(const ordered_json& result, bool as_json) {
@@ -110,15 +145,19 @@ void benchmark(const BenchmarkArguments& arguments) {
   const ordered_json resident = {{"anonymous", memory("RssAnon")}, {"all", memory("VmRSS")}};
   for (int i = 0; i < kWarmUp; ++i) round();
 
-  Durations decode, model, total;
+  Times decode, model, total;
   const auto start = steady_clock::now();
   for (std::int64_t i = 0; i < arguments.rounds; ++i) {
     const Round times = round();
-    decode.add(times.decode_ms);
-    model.add(times.model_ms);
-    total.add(times.decode_ms + times.model_ms);
+    decode.push_back(times.decode_ms);
+    model.push_back(times.model_ms);
+    total.push_back(times.decode_ms + times.model_ms);
   }
   const double seconds = milliseconds(steady_clock::now() - start) / 1000.0;
+  const ordered_json peak_resident = memory("VmHWM");
+  for (Times* times : {&decode, &model, &total}) std::sort(times->begin(), times->end());
+  const std::int64_t frame_bytes =
+      arguments.batch * (is_stream ? metadata.temporal_stride : metadata.num_frames) * height * width * 3;
   print({{"model", arguments.model},
          {"kind", metadata.kind},
          {"format", metadata.format},
@@ -128,11 +167,12 @@ void benchmark(const BenchmarkArguments& arguments) {
          {"rounds", arguments.rounds},
          {"load_ms", load_ms},
          {"first_ms", first.decode_ms + first.model_ms},
-         {"decode_ms", arguments.video.empty() ? ordered_json(nullptr) : decode.percentiles()},
-         {"model_ms", model.percentiles()},
-         {"total_ms", total.percentiles()},
+         {"decode_ms", arguments.video.empty() ? ordered_json(nullptr) : percentiles(decode)},
+         {"model_ms", percentiles(model)},
+         {"total_ms", percentiles(total)},
          {"per_second", static_cast<double>(arguments.rounds * arguments.batch) / seconds},
+         {"roofline", roofline(metadata, arguments, frame_bytes, percentile(model, 0.5))},
          {"resident_mb", resident},
-         {"peak_resident_mb", memory("VmHWM")}},
+         {"peak_resident_mb", peak_resident}},
         arguments.json);
 }

@@ -16,7 +16,6 @@
 #include "torch_errors.h"
 
 namespace sifa {
-namespace {
 
 at::Device parse_device(const std::string& text) {
   const std::string expected = "device must be cpu, cuda or cuda:<index>, got \"" + one_line(text) + "\"";
@@ -39,6 +38,14 @@ at::Device parse_device(const std::string& text) {
   return device;
 }
 
+at::ScalarType type_of(const std::string& dtype) {
+  if (dtype == "float16") return at::kHalf;
+  if (dtype == "bfloat16") return at::kBFloat16;
+  return dtype == "int64" ? at::kLong : at::kFloat;
+}
+
+namespace {
+
 // Machine code that another processor was given would end the process at its first unknown instruction.
 void check_machine(const CompiledFor& compiled_for, const at::Device& device, const std::string& path) {
   utsname system{};
@@ -53,12 +60,6 @@ void check_machine(const CompiledFor& compiled_for, const at::Device& device, co
   check("device", compiled_for.device, here.device);
   check("machine", compiled_for.machine, here.machine);
   check("cpu", compiled_for.cpu, here.cpu);
-}
-
-at::ScalarType type_of(const std::string& dtype) {
-  if (dtype == "float16") return at::kHalf;
-  if (dtype == "bfloat16") return at::kBFloat16;
-  return dtype == "int64" ? at::kLong : at::kFloat;
 }
 
 std::vector<float> rows(const at::Tensor& output, std::int64_t count) {

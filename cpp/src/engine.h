@@ -12,6 +12,12 @@
 
 namespace sifa {
 
+/// The device that `text` names. Throws Error(kDeviceUnavailable).
+at::Device parse_device(const std::string& text);
+
+/// The type that metadata call `dtype`.
+at::ScalarType type_of(const std::string& dtype);
+
 /// A loaded graph. One call at a time. What LibTorch throws becomes Error(kOther).
 class Engine {
  public:

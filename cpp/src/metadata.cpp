@@ -22,6 +22,7 @@ constexpr std::int64_t kMaxSide = 1 << 14;
 constexpr std::uint64_t kMaxReferenceSize = std::uint64_t{1} << 30;  // bytes
 constexpr std::size_t kMaxState = 1 << 10;                           // tensors
 constexpr std::int64_t kMaxStateSize = 1 << 28;                      // numbers, for one stream
+constexpr std::int64_t kMaxCost = std::int64_t{1} << 53;             // what JSON readers keep exactly
 
 // A value as it stands in the file, for an error message: ASCII, and not too long.
 std::string quoted(const json& value) {
@@ -201,6 +202,11 @@ Metadata parse(const std::string& text, const std::string& path) {
       fields.refuse("temporal_stride", "a divisor of num_frames, " + std::to_string(metadata.num_frames));
     }
     metadata.state = parse_state(fields);
+  }
+  if (document.contains("cost")) {
+    const FieldReader cost(fields.object("cost"), path, "cost.");
+    metadata.operations = cost.integer("operations", 0, kMaxCost);
+    metadata.weight_bytes = cost.integer("weight_bytes", 0, kMaxCost);
   }
   if (metadata.format == "aoti") {
     const FieldReader compiled(fields.object("compiled_for"), path, "compiled_for.");

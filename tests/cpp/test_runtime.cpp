@@ -103,6 +103,7 @@ INSTANTIATE_TEST_SUITE_P(
                  "reference.probabilities must be a list of 3 numbers"},
         BadModel{"tolerance.pt", ErrorCode::kNotAModel,
                  "reference.tolerance must be a number above 0, got 0"},
+        BadModel{"cost.pt", ErrorCode::kNotAModel, "cost.operations must be an integer from 0"},
         BadModel{"boolean.pt", ErrorCode::kNotAModel, "frame_stride must be an integer from 1"},
         BadModel{"nan.pt", ErrorCode::kNotAModel, "not a JSON object"},
         BadModel{"schema_version.pt", ErrorCode::kUnsupportedSchema, "schema version 2"},

@@ -59,6 +59,9 @@ TEST(Metadata, OfAGoodModel) {
   EXPECT_EQ(metadata.precision, "float32");
   EXPECT_EQ(metadata.reference_probabilities.size(), 3u);
   EXPECT_EQ(metadata.reference_tolerance, 1e-3);
+  EXPECT_EQ(metadata.operations, 3981360);  // counted by hand in test_artifact.py
+  EXPECT_EQ(metadata.weight_bytes, 4 * (8 * 27 + 8 + 18 * 72 + 3 * 8 + 3));
+  EXPECT_EQ(sifa::read_metadata(data("no_cost.pt")).operations, 0);
   EXPECT_EQ(nlohmann::json::parse(metadata.json)["model"]["config"]["channels"], 8);
 }
 

@@ -126,6 +126,7 @@ GOOD_MODELS = (
     "jit_save.pt",
     "zip64.pt",
     "integer_tolerance.pt",
+    "no_cost.pt",
     "operator_older.pt",
     "growing.pt",
     "segments.pt",
@@ -145,6 +146,8 @@ def make_models(folder: Path) -> Path:
     with mock.patch.object(zipfile, "ZIP64_LIMIT", 0):
         rewrite(good, folder / "zip64.pt", lambda name, data: data)
     with_metadata(good, folder / "integer_tolerance.pt", reference__tolerance=1)
+    with_metadata(good, folder / "no_cost.pt", cost=...)
+    with_metadata(good, folder / "cost.pt", cost__operations=-1)
     # A later operator, with one more argument that has a default, serves the models of an earlier one.
     with_metadata(
         good,

@@ -12,6 +12,7 @@ import pytest
 import sifa
 import torch
 from lively import lively_model, moving_blocks
+from make_runtime_data import SmallModel, stream_model
 from sifa.artifact import (
     ArtifactError,
     FrameClassifier,
@@ -87,6 +88,24 @@ def test_metadata(model, path):
     assert sum(metadata["reference"]["probabilities"]) == pytest.approx(1, abs=1e-5)
     rebuilt = sifa.create_model(metadata["model"]["name"], **metadata["model"]["config"])
     assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+
+def test_cost_is_what_one_counts_by_hand(tmp_path):
+    """A multiply-add is two operations; a tap of the operator, 6 of them per channel."""
+    cost = export_torchscript(SmallModel().eval(), tmp_path / "model.pt")["cost"]
+    pixels, taps = 4 * 16 * 16, 9
+    stem, offsets, operator, head = 8 * 3 * 9, 18 * 8 * 9, 6 * taps * 8, 3 * 8
+    assert cost["operations"] == 2 * (pixels * (stem + offsets + operator) + head)
+    assert cost["weight_bytes"] == 4 * (stem + 8 + offsets + head + 3)
+
+
+def test_cost_of_a_step_is_its_part_of_a_clip(tmp_path):
+    model = stream_model()
+    step, clip = (
+        export_torchscript(model, tmp_path / "model.pt", streaming=streaming)["cost"]["operations"]
+        for streaming in (True, False)
+    )
+    assert step * model.num_steps == pytest.approx(clip, rel=1e-3)
 
 
 def test_computes_what_the_model_computes(model, path):
@@ -171,6 +190,8 @@ def test_nothing_is_written_when_export_fails(model, tmp_path):
             with_field(reference={"probabilities": [0.2] * 5, "tolerance": -1}),
             "reference.tolerance must be a number above 0, got -1",
         ),
+        (with_field(cost=7), "cost must be an object, got 7"),
+        (with_field(cost={"operations": 1}), "cost.weight_bytes must be an integer from 0 to .*, got None"),
         (lambda metadata: None, "is not a SIFA artifact: it has no entry extra/sifa.json"),
         (lambda metadata: [], "is not a SIFA artifact: its entry extra/sifa.json is not a JSON object"),
         (lambda metadata: b"{", "is not a SIFA artifact: its entry extra/sifa.json is not JSON"),

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from sifa import artifact
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -169,3 +170,28 @@ def test_a_training_step_is_timed(load, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "sifa_tiny, a step of one clip 1×3×16×112×112: median (quartiles)"
     assert [line.split(":")[0] for line in lines[2:]] == ["with SIFA", "without SIFA", "ratio"]
+
+
+def test_the_runtime_is_compared_with_the_same_file(load, tmp_path, runtime_module):
+    """Both really answer, each in a process of its own; what they take is of no interest here."""
+    runtime = load("runtime")
+    path = tmp_path / "model.pt"
+    artifact.export_torchscript(runtime.make_model("sifa_tiny"), path)
+    with runtime.python("file", "sifa_tiny", path, 1) as ask:
+        assert ask(2) > 0
+        assert ask(1) > 0
+    assert runtime.cpp(path, 1, 2) > 0
+    path.write_bytes(b"")
+    with pytest.raises(SystemExit, match="sifa-run: .*model.pt is damaged"):
+        runtime.cpp(path, 1, 2)
+
+
+def test_what_the_runtime_claims(load):
+    runtime = load("runtime")
+    ms = {name: [1.0] for pair in runtime.AIMS.items() for name in (pair[0], pair[1][0])}
+    slow, quick = ({name: [ratio] * 3 for name in runtime.AIMS} for ratio in (1.06, 0.99))
+    rows = [{"name": n, "calls": 9, "ms": ms, "ratios": r} for n, r in (("slow", slow), ("quick", quick))]
+    text = runtime.report(rows, {"here": [1.4], "there": [1.5]})
+    claims = [line for line in text.splitlines() if line.endswith((" yes   |", " no    |"))]
+    assert [line.split("|")[4].strip() for line in claims] == ["no", "no", "yes", "yes", "yes", "no"]
+    assert "1.06" in claims[0]

@@ -16,7 +16,7 @@ import pytest
 import sifa
 import torch
 from make_runtime_data import LABELS, make_data, pattern
-from sifa.artifact import export_torchscript, load_artifact
+from sifa.artifact import export_torchscript, load_artifact, read_metadata
 from sifa.demo import find_sifa_run
 
 
@@ -265,6 +265,22 @@ def test_benchmark_of_a_clip(data: Path) -> None:
     assert min(result["load_ms"], result["first_ms"], result["per_second"]) > 0
     result = benchmark(data / "model.pt", data / "clip.mkv", "--rounds", 2)
     assert 0 < result["decode_ms"]["p50"] <= result["total_ms"]["p50"]
+
+
+def test_benchmark_states_a_roofline(data: Path) -> None:
+    result = benchmark(data / "model.pt", "--batch", 2, "--rounds", 3)
+    roofline = result["roofline"]
+    cost = read_metadata(data / "model.pt")["cost"]
+    assert roofline["gflop"] == pytest.approx(2 * cost["operations"] / 1e9)
+    frames = 2 * 4 * 18 * 24 * 3  # as many as the batch has, 8/7 of 16 pixels high
+    assert roofline["mb"] == pytest.approx((cost["weight_bytes"] + frames) / 1e6)
+    ceilings = (
+        roofline["gflop"] / roofline["peak_gflop_per_s"],
+        roofline["mb"] / 1e3 / roofline["peak_gb_per_s"],
+    )
+    assert roofline["floor_ms"] == pytest.approx(1e3 * max(ceilings))
+    assert roofline["floor_over_p50"] == pytest.approx(roofline["floor_ms"] / result["model_ms"]["p50"])
+    assert benchmark(data / "no_cost.pt", "--rounds", 1)["roofline"] is None
 
 
 def test_benchmark_refuses_a_video_for_several(data: Path) -> None:

@@ -49,7 +49,11 @@ struct Metadata {
   double reference_tolerance = 0.0;  ///< how far the output may be from that elsewhere
   std::vector<StateTensor> state;    ///< of a stream, else empty
   CompiledFor compiled_for;          ///< of an AOTInductor package, else empty
-  std::string json;                  ///< the whole entry as it stands in the file, UTF-8
+  /// what one clip (of a stream: one step) takes: multiplications and additions of convolutions, products of
+  /// matrices and SIFA's operators, and the bytes of all weights; 0 in files that do not say
+  std::int64_t operations = 0;
+  std::int64_t weight_bytes = 0;
+  std::string json;  ///< the whole entry as it stands in the file, UTF-8
 };
 
 /// Reads and checks the metadata of the model file `path`. The graph is not loaded and nothing of it is

@@ -46,6 +46,7 @@ _MAX_SIDE = 1 << 14
 _MAX_REFERENCE = 1 << 30  # bytes
 _MAX_STATE = 1 << 10  # tensors
 _MAX_STATE_SIZE = 1 << 28  # numbers, for one stream
+_MAX_COST = 1 << 53  # what JSON readers keep exactly
 STATE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STATE_DTYPES |= {"int64": torch.int64}
 
@@ -118,6 +119,7 @@ def make_metadata(
     state_like: list[Tensor] | None,
     frames: Tensor,
     probabilities: Tensor,
+    cost: dict[str, int],
 ) -> dict[str, Any]:
     """What is written beside the graph; `cpp/` reads the same fields.
 
@@ -126,6 +128,7 @@ def make_metadata(
         format, precision: one of those known.
         state_like: of a stream, the tensors of its state for no streams, (0, ...); None of a clip.
         frames, probabilities: the reference input and the exporter's output on it.
+        cost: what a clip or a step takes: `operations`, as torch's counter counts them, and `weight_bytes`.
     """
     metadata = {
         "schema_version": SCHEMA_VERSION,
@@ -147,6 +150,7 @@ def make_metadata(
             "probabilities": probabilities.flatten().tolist(),
             "tolerance": TOLERANCES[precision],
         },
+        "cost": cost,
     }
     if state_like is not None:
         metadata["state"] = [
@@ -264,6 +268,14 @@ def _check_metadata(path: Path, metadata: Any) -> None:
                 and sum(math.prod(like["shape"]) for like in value) <= _MAX_STATE_SIZE
             ),
         )
+    if "cost" in metadata:  # files of earlier versions do not say
+        field("cost", "an object", lambda value: isinstance(value, dict))
+        for name in ("cost.operations", "cost.weight_bytes"):
+            field(
+                name,
+                f"an integer from 0 to {_MAX_COST}",
+                lambda value: type(value) is int and 0 <= value <= _MAX_COST,
+            )
     if metadata["format"] == "aoti":
         field(
             "compiled_for",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..ops.motion import decomposed_motion_offset
 from .metadata import (
@@ -220,8 +221,13 @@ class _Network:
             self.module = FrameClassifier(copied)
         self.module.eval()
         # Before anything of it is scripted.
-        with torch.inference_mode():
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             self.expected = self._answer(self.module)
+        calls = 1 if self.state_like is None else self.frames.shape[1] // self.stride
+        self.cost = {
+            "operations": counter.get_total_flops() // calls,
+            "weight_bytes": sum(p.numel() * p.element_size() for p in self.module.parameters()),
+        }
 
     def example(self) -> tuple[Any, ...]:
         """Arguments for tracing: a batch of two, since a batch of one could be mistaken for no batch."""
@@ -243,7 +249,9 @@ class _Network:
                 f"{path} was not written: on the reference input the {format} graph differs from the model "
                 f"by {difference:.1e}, more than {bound:.0e}"
             )
-        return make_metadata(self.model, format, self.precision, self.state_like, self.frames, probabilities)
+        return make_metadata(
+            self.model, format, self.precision, self.state_like, self.frames, probabilities, self.cost
+        )
 
     def _answer(self, graph: Callable[..., Any]) -> Tensor:
         if self.state_like is None:
