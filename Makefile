@@ -79,7 +79,7 @@ test-all: build-tests ## the same and the long matrix
 test-sanitizers: build-tests ## the runtime's C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(BIN)/cmake -S . -B $(BUILD_DIR) --log-level=ERROR -DSIFA_SANITIZE_RUNTIME=ON
 	@$(BIN)/cmake --build $(BUILD_DIR) --target test_runtime_sanitized test_streams_sanitized >/dev/null
-	@$(BIN)/ctest --test-dir $(BUILD_DIR) -R '_sanitized$$' --no-tests=error --output-on-failure
+	@$(BIN)/ctest --test-dir $(BUILD_DIR) -R '^test_(runtime|streams)_sanitized$$' --no-tests=error --output-on-failure
 
 .PHONY: test-aarch64
 test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 64-bit Arm (NEON) and run in qemu
