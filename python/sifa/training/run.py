@@ -275,7 +275,9 @@ def make_loaders(
         "pin_memory": torch.cuda.is_available(),
         "persistent_workers": data.workers > 0,
     }
-    clips = TrainingClips(training, transform=transform, seed=recipe.seed, **clip)
+    clips = TrainingClips(
+        training, transform=transform, seed=recipe.seed, random_clips=data.random_clips, **clip
+    )
     views = ViewClips(held_out, preprocessing=preprocessing, **clip)
     part = recipe.batch_size // (order.processes * recipe.accumulate)
     validation = ValidationOrder(len(views), part, order.processes, order.rank)
