@@ -28,8 +28,9 @@ from sifa.training.module import (
     make_optimizer,
     make_schedule,
 )
+from sifa.training.processes import Processes
 from sifa.training.recipe import LossChoice, OptimizerChoice, read_recipe
-from sifa.training.run import Processes, hold_out, train
+from sifa.training.run import hold_out, train
 from sifa.training.symmetry import motion_symmetry
 from test_motion import label_of, plain_scene
 
