@@ -195,7 +195,7 @@ def make_model(recipe: Recipe, labels: tuple[str, ...]) -> VideoClassifier:
         fit_head(model, labels)
     else:
         # Bundled weights come with their own classes, an image network's with none.
-        bundled = choice.pretrained in model_card(choice.name).weights
+        bundled = choice.pretrained in model_card(choice.name).bundled(choice.streaming)
         model = create_model(
             choice.name,
             num_classes=None if bundled else len(labels),
