@@ -191,7 +191,7 @@ def test_wheel_contents(wheel: Path, runtime_wheel: Path) -> None:
         runtime = set(archive.namelist())
     for names in (plain, runtime):
         assert package <= names, package - names
-        assert "sifa/weights/sifa_tiny.safetensors" in names
+        assert {"sifa/weights/sifa_tiny.safetensors", "sifa/weights/sifa_tiny_streaming.safetensors"} <= names
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
         stray = [n for n in names if not n.startswith(("sifa/", f"sifa-{version('sifa')}."))]
         assert not stray

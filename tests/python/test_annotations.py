@@ -59,12 +59,21 @@ def test_frame_folder_list(place):
     assert len(annotations.labels) == 32
 
 
-def test_a_path_that_ends_like_a_frame_count_can_be_said_to_be_none(place):
-    root = place("take 12", "take 13")
-    lists = write(root / "train.txt", "take 12 0\ntake 13 1\n")
-    with pytest.raises(FileNotFoundError, match="none of the videos"):
+def test_what_is_there_tells_a_name_that_ends_in_a_number_from_a_frame_count(place):
+    root = place("videos/take 12", "videos/take 13/", "frames/take/", "both/take/", "both/take 12")
+    lists = write(root / "train.txt", "take 12 0\n\ntake 13 1\n")
+    as_videos = [("take 12", 0, None), ("take 13", 1, None)]
+    as_frames = [("take", 0, 12), ("take", 1, 13)]
+    for folder, settings, expected in [
+        ("videos", {}, as_videos),
+        ("frames", {}, as_frames),
+        ("both", {}, as_frames),  # of the videos one is there, of the folders two
+        ("both", {"format": "videos"}, as_videos),
+    ]:
+        found = read_annotations(lists, root=root / folder, **settings).videos
+        assert [(video.name, video.label, video.num_frames) for video in found] == expected
+    with pytest.raises(FileNotFoundError, match="none of the videos .*, the first would be .*/take: "):
         read_annotations(lists)
-    assert facts(read_annotations(lists, format="videos")) == [("take 12", 0), ("take 13", 1)]
 
 
 KINETICS = """label,youtube_id,time_start,time_end,split
@@ -152,11 +161,20 @@ def test_class_per_folder_tree(place):
     assert annotations.videos[3].path == root / "run/b.MP4"
 
 
-def test_what_systems_leave_in_a_tree_is_no_class_and_no_video(place, caplog):
-    root = place("run/a.mp4", "run/._a.mp4", ".git/objects/", "__MACOSX/run/._a.mp4", "walk/notes.txt")
+def test_what_systems_leave_in_a_tree_is_no_class_and_no_video(place):
+    root = place("run/a.mp4", "run/._a.mp4", ".git/objects/", "__MACOSX/run/._a.mp4")
     annotations = read_annotations(root)
     assert (annotations.labels, facts(annotations)) == (("run",), [("run/a.mp4", 0)])
-    assert caplog.messages == [f"{root / 'walk'} holds no videos and is no class"]
+
+
+def test_a_class_without_videos_is_an_error_unless_others_say_the_classes(place):
+    root = place("jump/", "run/a.mp4", "walk/notes.txt")
+    with pytest.raises(
+        AnnotationError, match=r"no videos \(\.mp4, .*\) in .*/jump, .*/walk: a class needs some; put them"
+    ):
+        read_annotations(root)
+    annotations = read_annotations(root, labels=["walk", "run", "jump"])
+    assert facts(annotations) == [("run/a.mp4", 1)]
 
 
 def test_class_per_folder_tree_of_splits(place):

@@ -13,7 +13,7 @@ import torch
 from lively import lively_model, moving_blocks
 from safetensors.torch import save_file
 from sifa import cli
-from sifa.artifact import load_artifact
+from sifa.artifact import load_artifact, read_metadata
 from typer.main import get_command
 
 
@@ -73,6 +73,9 @@ def test_export_of_the_bundled_weights(run, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith(f"{tmp_path / 'model.pt'}: sifa_tiny, 10 classes, ")
     assert load_artifact(tmp_path / "model.pt").labels[0] == "right-then-left"
+    assert run("export", "sifa_tiny", "--streaming", "-o", tmp_path / "stream.pt")[0] == 0
+    metadata = read_metadata(tmp_path / "stream.pt")
+    assert (metadata["kind"], metadata["labels"][0]) == ("streaming", "right-then-left")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def test_info_of_a_model(run):
     code, out, _ = run("info", "sifa_tiny", "--json")
     card = json.loads(out)
     assert card["parameters"] == sum(p.numel() for p in sifa.create_model("sifa_tiny").parameters())
-    assert card["weights"] == ["motion"]
+    assert card["weights"] == card["streaming_weights"] == ["motion"]
 
 
 def test_models(run):

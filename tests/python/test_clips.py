@@ -84,6 +84,14 @@ def test_what_is_random_depends_on_seed_epoch_and_index_alone(annotations):
     assert len({drawn for *_, drawn in shown}) > 20
 
 
+def test_a_clip_that_is_not_random_is_the_one_that_is_tested_with(annotations):
+    view = ViewClips(annotations, num_frames=4, frame_stride=2)[2]["frames"]
+    for random in (True, False):
+        clips = training(annotations, random_clips=random, transform=None)
+        found = [torch.equal(clips[epoch, 2]["frames"], view) for epoch in range(20)]
+        assert all(found) != random
+
+
 def test_drawing_a_clip_leaves_the_global_generator_alone(annotations):
     clips = training(annotations)
     torch.manual_seed(5)

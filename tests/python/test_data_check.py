@@ -42,7 +42,7 @@ def test_what_is_said_of_videos(videos, tmp_path, capsys):
     assert "length 1.5 to 1.5 s, median 1.5" in text
     assert "size 3 different, 112x112 to 112x140" in text
     assert "alone 1 left-then-right 2 up-then-down 2 right-then-left 3" in text
-    assert "warning: alone has 1 readable videos: give it more, or leave the class out" in text
+    assert "warning: alone has 1 readable video: give it more, or leave the class out" in text
     assert "unreadable: right-then-left/broken.mp4: " in text
     assert text.endswith(
         f"to look at them: open {sheet} to train: sifa train own-actions --data.train={videos}"

@@ -342,9 +342,9 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
         ("exported", tmp_path / "b.pt2", "cpu"),
     ]
     assert run(*small, path, "--format", "onnx")[0] == 2
-    code, _, err = run("export", "sifa_tiny", "--streaming", "-o", path)
+    code, _, err = run("export", "sifa_resnet18", "--streaming", "-o", path)
     assert code == 1
-    assert "sifa_tiny has no bundled weights of its causal variant: give --weights FILE" in err
+    assert "sifa_resnet18 has no bundled weights of its causal variant: give --weights FILE" in err
     monkeypatch.undo()
     code, _, err = run("compile", tmp_path / "none.pt2", "-o", path)
     assert (code, err.count("\n")) == (1, 1)

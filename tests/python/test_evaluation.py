@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -254,29 +256,52 @@ def test_too_many_broken_videos_are_an_error(tiny, with_broken, tmp_path):
         evaluate(tiny, annotations_for(tiny, with_broken), views=Views(), max_broken=2)
 
 
+def with_torchrun(command):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "--no-python", *command]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def with_srun(command):
+    """Two tasks with the variables that SLURM's srun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "NODEID": 0, "NODELIST": "127.0.0.1"}
+    environment = {**os.environ, "MASTER_PORT": str(port)}
+    environment |= {f"SLURM_{name}": str(value) for name, value in shared.items()}
+    tasks = [
+        subprocess.Popen(
+            command,
+            env={**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0]
+    return "".join(printed)
+
+
 def test_two_processes_count_each_of_an_odd_number_of_videos_once(with_broken, tmp_path):
     (with_broken / "left-then-right" / "wide.mp4").unlink()
     command = [str(Path(sys.executable).with_name("sifa")), "eval", "sifa_tiny", str(with_broken)]
     # In batches of several videos the last bits depend on the videos that come together.
-    command += ["--max-broken", "0.2", "--workers", "0", "--batch-size", "1", "--json"]
-    alone = subprocess.run([*command, "-o", tmp_path / "alone"], check=True, capture_output=True, text=True)
-    together = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("--no-python", *command, "-o", tmp_path / "together"),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    first, second = json.loads(alone.stdout), json.loads(together.stdout)  # printed once
-    assert first["videos"] == 6
-    assert first["broken"] == ["left-then-right/broken.mp4"]
-    for facts in (first, second):
-        del facts["report"], facts["data"]
-    assert second == first
-    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("alone", "together")]
-    assert reports[0] == reports[1]
+    command += ["--max-broken", "0.2", "--workers", "0", "--batch-size", "1", "--json", "-o"]
+    alone = subprocess.run([*command, tmp_path / "alone"], check=True, capture_output=True, text=True).stdout
+    facts = [
+        json.loads(alone),
+        json.loads(with_torchrun([*command, tmp_path / "torchrun"])),  # printed once
+        json.loads(with_srun([*command, tmp_path / "srun"])),
+    ]
+    assert facts[0]["videos"] == 6
+    assert facts[0]["broken"] == ["left-then-right/broken.mp4"]
+    for found in facts:
+        del found["report"], found["data"]
+    assert facts[1] == facts[2] == facts[0]
+    reports = [(tmp_path / name / "report.json").read_text() for name in ("alone", "torchrun", "srun")]
+    assert len({json.dumps(json.loads(report), sort_keys=True) for report in reports}) == 1
 
 
 # Engines.

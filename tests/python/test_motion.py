@@ -1,6 +1,8 @@
 """The motion task: what the labels mean, that one frame tells nothing, what the bundled weights reach."""
 
 import dataclasses
+import importlib.resources
+import json
 import pathlib
 import sys
 
@@ -9,7 +11,11 @@ import pytest
 import sifa
 import torch
 from sifa.data import motion
+from sifa.data.motion_videos import render_task
 from sifa.data.sampling import frame_indices
+from sifa.evaluation.metrics import wilson
+from sifa.models import model_card
+from sifa.training.recipe import read_recipe
 from torch import Tensor
 from torchcodec.decoders import VideoDecoder
 
@@ -17,16 +23,21 @@ BENCHMARK = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "motion
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """The modules of benchmarks/motion: clips, train, evaluate."""
+def evaluate(monkeypatch):
+    """The module benchmarks/motion/evaluate.py."""
     monkeypatch.syspath_prepend(str(BENCHMARK))
-    import clips
     import evaluate
-    import train
 
-    yield clips, train, evaluate
-    for name in ("clips", "train", "evaluate"):
-        del sys.modules[name]
+    yield evaluate
+    del sys.modules["evaluate"]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """100 held-out videos through H.264, as `sifa data motion` leaves them."""
+    folder = tmp_path_factory.mktemp("held-out")
+    render_task(folder, pairs=1, scenes=10, workers=1)
+    return folder
 
 
 def plain_scene() -> motion.Scene:
@@ -218,22 +229,8 @@ def test_errors(tmp_path):
         motion.write_video(tmp_path / "video.mp4", torch.zeros(4, 3, 8, 8))
 
 
-@pytest.mark.parametrize("label", range(10))
-def test_augmentation_maps_the_labels(benchmark, label):
-    """Mirrored, transposed and reversed clips show the labels that training gives them."""
-    _, train, _ = benchmark
-    clips = motion.render_clip(label, plain_scene())[None]
-    seen = set()
-    for seed in range(24):
-        generator = torch.Generator().manual_seed(seed)
-        augmented, labels = train.augment(clips, torch.tensor([label]), generator)
-        if augmented.float().mean() < 127:  # not inverted: the object is still the bright part
-            assert label_of(augmented[0]) == motion.LABELS[int(labels)]
-            seen.add(int(labels))
-    assert len(seen) == (4 if label < 4 else 1 if label in (6, 7) else 2)
-
-
-def test_bundled_weights_on_encoded_videos(benchmark):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bundled_weights_on_encoded_videos(evaluate, held_out, streaming):
     """100 held-out videos through H.264.
 
     The full check, benchmarks/motion/evaluate.py, takes 1,000. The weights reach 95 % there: of 100 videos,
@@ -241,14 +238,8 @@ def test_bundled_weights_on_encoded_videos(benchmark):
     aggregates, a pair's two labels get the same answer: at most 50 of 100 are right but for the codec's
     noise, the bound is 55 plus two standard errors (5 each).
     """
-    clips, _, evaluate = benchmark
-    videos = [
-        clips.through_codec((clips.HELD_OUT_SEED + scene, label))
-        for scene in range(10)
-        for label in range(10)
-    ]
-    frames, labels = torch.from_numpy(np.stack(videos)), torch.arange(10).repeat(10)
-    model = sifa.create_model("sifa_tiny", pretrained="motion").eval()
+    frames, labels = evaluate.read_clips(held_out / "val.txt", held_out / "labels.txt")
+    model = sifa.create_model("sifa_tiny", pretrained="motion", streaming=streaming).eval()
     assert model.labels == list(motion.LABELS)
     assert (evaluate.predict(model, frames) == labels).sum() >= 90
     offsets = evaluate.mean_offsets(model, frames[::10])
@@ -257,19 +248,41 @@ def test_bundled_weights_on_encoded_videos(benchmark):
     assert (evaluate.predict(evaluate.without_aggregate(model), frames) == labels).sum() <= 65
 
 
-def test_the_training_command(benchmark, monkeypatch, tmp_path, capsys):
-    """Renders, trains and evaluates a handful of videos, with and without SIFA."""
-    clips, train, evaluate = benchmark
-    monkeypatch.setattr(clips, "CACHE", tmp_path)
-    for name, options in (("network", []), ("control", ["--without-sifa"])):
-        path = str(tmp_path / f"{name}.safetensors")
-        command = ["train.py", "--pairs", "5", "--epochs", "1", "--batch", "5", "--output", path, *options]
-        monkeypatch.setattr(sys, "argv", command)
-        train.main()
-    weights = [str(tmp_path / f"{name}.safetensors") for name in ("network", "control")]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", weights[0], "--control", weights[1], "--scenes", "1"])
-    evaluate.main()
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_card_of_bundled_weights_says_what_they_are(streaming):
+    name = model_card("sifa_tiny").bundled(streaming)["motion"]
+    card = json.loads((importlib.resources.files("sifa") / "weights" / f"{name}.json").read_text())
+    model = sifa.create_model("sifa_tiny", pretrained="motion", streaming=streaming)
+    assert (card["model"], card["tag"], card["streaming"]) == (model.name, "motion", streaming)
+    assert (card["labels"], card["num_frames"]) == (model.labels, model.num_frames)
+    recipe = "motion-streaming" if streaming else "motion"
+    assert card["training"]["commands"][1] == f"sifa train {recipe}"
+    assert card["training"]["seed"] == read_recipe(recipe).seed
+    found = card["accuracy"]
+    right = round(found["top1"] * found["videos"])
+    assert found["interval"] == pytest.approx(wilson(right / found["videos"], found["videos"]), abs=1e-4)
+    assert {"data", "speed", "limits", "license"} <= card.keys()
+
+
+def test_the_evaluation_of_a_training(evaluate, held_out, tmp_path, capsys):
+    """Of a model that has learned nothing; and of a control that cannot be one."""
+    sifa.create_model("sifa_tiny", temporal=None).save_pretrained(tmp_path / "control")
+    few = tmp_path / "val.txt"
+    lines = (held_out / "val.txt").read_text().splitlines()[:10]
+    few.write_text("".join(f"{held_out / line}\n" for line in lines))
+    (tmp_path / "labels.txt").write_text((held_out / "labels.txt").read_text())
+    options = ["--videos", str(tmp_path), "--control"]
+    evaluate.main([*options, str(tmp_path / "control")])
     printed = capsys.readouterr().out
-    assert "epoch 1/1: loss " in printed
-    assert "10 held-out videos, 1 of each of 10 classes" in printed
+    for words in (
+        "sifa_tiny: top-1 ",
+        "of 10\n",
+        "every aggregate A = 0: top-1 ",
+        "one frame repeated: ",
+        "ms",
+    ):
+        assert words in printed
     assert "control, trained without SIFA: top-1 " in printed
+    sifa.create_model("sifa_tiny", pretrained="motion").save_pretrained(tmp_path / "sifa_tiny")
+    with pytest.raises(SystemExit, match="the control may reach 52 %: the videos give the order away"):
+        evaluate.main([*options, str(tmp_path / "sifa_tiny")])

@@ -37,7 +37,7 @@ def test_a_bundled_recipe_fits_its_model(name):
     if recipe.model.pretrained == "imagenet":
         assert card.backbone is not None
     elif recipe.model.pretrained is not None:
-        assert recipe.model.pretrained in card.weights
+        assert recipe.model.pretrained in card.bundled(recipe.model.streaming)
     assert recipe.batch_size % recipe.accumulate == 0
     assert recipe.output == f"runs/{name}"
 

@@ -28,8 +28,9 @@ from sifa.training.module import (
     make_optimizer,
     make_schedule,
 )
+from sifa.training.processes import Processes
 from sifa.training.recipe import LossChoice, OptimizerChoice, read_recipe
-from sifa.training.run import Processes, hold_out, train
+from sifa.training.run import hold_out, train
 from sifa.training.symmetry import motion_symmetry
 from test_motion import label_of, plain_scene
 
@@ -159,6 +160,26 @@ def test_symmetries_of_the_motion_task_keep_labels_true(monkeypatch):
         if draw == 4:
             changed = 255 - changed
         assert [label_of(clip) for clip in changed] == [motion.LABELS[label] for label in labels.tolist()]
+
+
+@pytest.mark.parametrize("name", ["motion", "motion-streaming"])
+def test_the_motion_task_is_learned_from_the_clips_that_have_the_labels(tmp_path, name):
+    """Anywhere else in the video the same motion begins at another phase, and shows the other order."""
+    for label in (0, 1):
+        video = tmp_path / f"{label}.mkv"
+        motion.write_video(video, motion.render_video(label, plain_scene(), 32), lossless=True)
+    (tmp_path / "list.txt").write_text("0.mkv 0\n1.mkv 1\n")
+    options = [f"--data.{part}={tmp_path}/list.txt" for part in ("train", "validation")]
+    sizes = ["--data.labels=null", "--data.workers=0", "--model.input_size=32", "--batch_size=2"]
+    chosen = read_recipe(name, [*options, *sizes])
+    training, held_out = run.read_videos(chosen)
+    model = run.make_model(chosen, training.labels)
+    loader, _ = run.make_loaders(chosen, model, training, held_out, TrainingOrder(2, 2))
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch)
+        (batch,) = loader
+        for frames, label in zip(batch["frames"], batch["label"].tolist(), strict=True):
+            assert torch.equal(frames, motion.render_clip(label, plain_scene(), 32))
 
 
 # --- Whole trainings --------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def _print_check(facts: dict[str, Any], options: list[str]) -> None:
         print(f"(those with the fewest and the most videos; {len(ordered) - len(shown)} are between)")
     for label, count in ordered:
         if count < 2:
-            print(f"warning: {label} has {count} readable videos: give it more, or leave the class out")
+            videos = "1 readable video" if count == 1 else "no readable videos"
+            print(f"warning: {label} has {videos}: give it more, or leave the class out")
     for name, error in list(broken.items())[:_LISTED]:
         print(f"unreadable: {name}: {error}")
     if len(broken) > _LISTED:

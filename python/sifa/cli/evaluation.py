@@ -59,9 +59,9 @@ def evaluate(
 ) -> None:
     """Evaluate a model on annotated videos: accuracies, confusion, calibration, mistakes, as a report.
 
-    Under `torchrun` the processes share the videos, and each video is counted once.
+    Under `torchrun` or `srun` the processes share the videos, and each video is counted once.
     """
-    need("eval", "jinja2", "matplotlib", "torchmetrics")
+    need("eval", "jinja2", "lightning", "matplotlib", "torchmetrics")
     from ..evaluation.classify import parse_views
     from ..evaluation.engines import load_engine
     from ..evaluation.evaluate import annotations_for, own_device, process_group

@@ -261,8 +261,9 @@ def _card(name: str) -> dict[str, Any]:
     facts = {
         field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "build"
     }
-    streaming, options = dict(card.streaming), dict(card.options)
-    return {**facts, "options": options, "streaming": streaming, "weights": list(card.weights)}
+    mappings = {name: dict(getattr(card, name)) for name in ("options", "streaming")}
+    tags = {name: list(getattr(card, name)) for name in ("weights", "streaming_weights")}
+    return {**facts, **mappings, **tags}
 
 
 def _counted(name: str, num_frames: int) -> dict[str, int]:
@@ -304,8 +305,7 @@ def _named(
 
     from ..models import create_model, model_card
 
-    # The bundled weights were trained to look ahead, which a causal model cannot.
-    bundled = None if streaming else next(iter(model_card(name).weights), None)
+    bundled = next(iter(model_card(name).bundled(streaming)), None)
     pretrained = bundled if weights is None else str(weights)
     if random_weights:
         pretrained = None

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import io
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -30,8 +29,6 @@ VIDEO_SUFFIXES = (
     ".lmdb",
 )
 """What a video in a folder tree is known by, if it is no folder itself."""
-
-_log = logging.getLogger(__name__)
 
 _PROBES = 64  # videos whose place is looked at before the first batch
 
@@ -103,7 +100,10 @@ def read_annotations(
             ``"kinetics"``: CSV with the columns label, youtube_id, time_start, time_end and mostly split;
             ``"something"``: the JSON of Something-Something, a list of objects with `id` and `template`;
             ``"folders"``: a tree `class/video`, or `split/class/video` with ``split``;
-            ``"auto"``: found out from the path and its first lines.
+            ``"auto"``: found out from the path and its lines. Lines that all end in two numbers are
+            `folder frames label`, unless more of the videos are there with the first number in their name:
+            `take 12 0` is a video of 12 frames where there is a `take`, and the video `take 12` where there
+            is that.
         root: the folder that relative paths start from; by default the annotation file's own.
         labels: the names of the classes in the order of their indices, or a file of them: one per line, or
             the JSON of Something-Something. By default what the format says: the file beside it named
@@ -115,20 +115,20 @@ def read_annotations(
     Raises:
         FileNotFoundError: there is no such file or folder, or none of the videos is where it should be.
         AnnotationError: the file is not of the format, a label is out of range or unknown, or there are no
-            videos; the line is named.
+            videos; the line is named. Or a folder of a tree that gives the classes holds no videos.
     """
     source = Path(path)
     if not source.exists():
         raise FileNotFoundError(f"there is no annotation file {source}")
     if format not in ("auto", *_READERS):
         raise ValueError(f"format must be auto, {', '.join(_READERS)}, got {format!r}")
-    chosen = _format_of(source) if format == "auto" else format
+    folder = _root_of(source, root)
+    chosen = _format_of(source, folder) if format == "auto" else format
     if (chosen == "folders") != source.is_dir():
         kind = "a folder" if source.is_dir() else "a file"
         raise AnnotationError(f"{source} is {kind}, which format={chosen!r} does not read")
     if split is not None and chosen not in ("kinetics", "folders"):
         raise AnnotationError(f"{source}: format {chosen!r} has no splits, got split={split!r}")
-    folder = _root_of(source, root)
     names = _read_labels(labels)
     if names is None and chosen == "something":
         names = _read_labels(_labels_beside(source))
@@ -137,6 +137,8 @@ def read_annotations(
         wanted = f" of split {split!r}" if split is not None else ""
         raise AnnotationError(f"{source} names no videos{wanted} (read as format {chosen!r})")
     if names is None:
+        if chosen == "folders":
+            _check_none_empty(_class_folders(source, split), entries)
         names = _names_in(entries)
     index = {name: i for i, name in enumerate(names)}
     videos = tuple(
@@ -225,20 +227,10 @@ def read_folders(source: Path, root: Path, split: str | None = None) -> Iterable
 
     What systems leave between them, whose names begin with a dot or `__MACOSX`, is neither.
     """
-    base = Path(split) if split is not None else Path()
-    top = source / base
-    if not top.is_dir():
-        raise FileNotFoundError(f"there is no folder {top}")
-    classes = [path for path in _shown_in(top) if path.is_dir()]
-    if split is None and {path.name for path in classes} & {"train", "val", "validation", "test"}:
-        names = ", ".join(path.name for path in classes)
-        raise AnnotationError(f"{top} holds splits, not classes: say which with split=, one of {names}")
-    for folder in classes:
-        found = [path for path in _shown_in(folder) if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES]
-        if not found:
-            _log.warning("%s holds no videos and is no class", folder)
-        for video in found:
-            yield _Entry(str(base / folder.name / video.name), folder.name, str(video))
+    for folder in _class_folders(source, split):
+        for video in _shown_in(folder):
+            if video.is_dir() or video.suffix.lower() in VIDEO_SUFFIXES:
+                yield _Entry(str(video.relative_to(source)), folder.name, str(video))
 
 
 _READERS = {
@@ -250,8 +242,8 @@ _READERS = {
 }
 
 
-def _format_of(source: Path) -> str:
-    """The format of a path, by its kind, its extension and the form of its lines."""
+def _format_of(source: Path, root: Path) -> str:
+    """The format of a path, by its kind, its extension, the form of its lines and what is there."""
     if source.is_dir():
         return "folders"
     if source.suffix.lower() == ".json":
@@ -261,9 +253,13 @@ def _format_of(source: Path) -> str:
         raise AnnotationError(f"{source} is empty: it names no videos")
     if source.suffix.lower() == ".csv" and "youtube_id" in lines[0]:
         return "kinetics"
-    if all(re.fullmatch(r".*\S\s+\d+\s+-?\d+", line) for line in lines):
-        return "frames"
-    return "videos"
+    if not all(re.fullmatch(r".*\S\s+\d+\s+-?\d+", line) for line in lines):
+        return "videos"
+    there = [
+        sum((root / line.rsplit(maxsplit=numbers)[0]).exists() for line in _spread(lines))
+        for numbers in (1, 2)
+    ]
+    return "videos" if there[0] > there[1] else "frames"
 
 
 def _root_of(source: Path, root: str | os.PathLike[str] | None) -> Path:
@@ -290,6 +286,30 @@ def _listed(folder: Path) -> list[Path]:
 def _shown_in(folder: Path) -> list[Path]:
     """What people put in a folder, sorted: nothing that is hidden, or that macOS adds to an archive."""
     return sorted(path for path in _listed(folder) if not path.name.startswith((".", "__MACOSX")))
+
+
+def _class_folders(source: Path, split: str | None) -> list[Path]:
+    """The folders of a tree that are classes."""
+    top = source if split is None else source / split
+    if not top.is_dir():
+        raise FileNotFoundError(f"there is no folder {top}")
+    folders = [path for path in _shown_in(top) if path.is_dir()]
+    if split is None and {path.name for path in folders} & {"train", "val", "validation", "test"}:
+        names = ", ".join(path.name for path in folders)
+        raise AnnotationError(f"{top} holds splits, not classes: say which with split=, one of {names}")
+    return folders
+
+
+def _check_none_empty(folders: Sequence[Path], entries: Sequence[_Entry]) -> None:
+    """Refuse a tree that gives the classes and has one without videos: leaving it out renumbers the rest."""
+    with_videos = {entry.label for entry in entries}
+    empty = [str(folder) for folder in folders if folder.name not in with_videos]
+    if empty:
+        kinds = ", ".join(VIDEO_SUFFIXES)
+        raise AnnotationError(
+            f"no videos ({kinds}, or folders of images) in {', '.join(empty)}: a class needs some; put them "
+            "there, or move the folder away"
+        )
 
 
 def _text(source: Path) -> str:

@@ -107,7 +107,7 @@ class ClipDataset(Dataset):
 
 
 class TrainingClips(ClipDataset):
-    """A random clip of each video: item ``(epoch, i)`` is one of video i, another one in every epoch.
+    """A clip of each video to learn from: item ``(epoch, i)`` is one of video i, by default a random one.
 
     The epoch is part of the item, so that a sampler decides it and no worker has to be told. An index alone
     is of epoch 0. An item is a dict of `frames`, uint8 `(T, h, w, 3)` RGB as the transform leaves them;
@@ -119,6 +119,7 @@ class TrainingClips(ClipDataset):
             (`sifa.data.augmentation`); it draws from torch's global generator, which is seeded for it and
             left as it was.
         seed: what every random draw derives from, with the epoch and the index.
+        random_clips: whether the clip is another one in every epoch, or the video's only view.
     """
 
     def __init__(
@@ -127,11 +128,13 @@ class TrainingClips(ClipDataset):
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        random_clips: bool = True,
         **clip: Any,
     ) -> None:
         super().__init__(annotations, **clip)
         self._transform = transform
         self._seed = seed
+        self._random_clips = random_clips
 
     def __len__(self) -> int:
         return len(self.annotations.videos)
@@ -148,7 +151,7 @@ class TrainingClips(ClipDataset):
             # Draws of its own for each attempt: what is known of other videos must change nothing.
             generator = np.random.default_rng(draw_seed(self._seed, epoch, first, attempt))
             index = first if attempt == 0 else int(generator.integers(len(self)))
-            frames = self._read(index, functools.partial(self._random, generator))
+            frames = self._read(index, functools.partial(self._choose, generator))
             attempt += 1
         if self._transform is not None:
             # torchvision draws from the global generator.
@@ -163,8 +166,9 @@ class TrainingClips(ClipDataset):
         plain._transform = None
         return plain
 
-    def _random(self, generator: np.random.Generator, total: int) -> list[int]:
-        return random_indices(total, self.num_frames, self.frame_stride, self.sampling, generator)
+    def _choose(self, generator: np.random.Generator, total: int) -> list[int]:
+        rule = (total, self.num_frames, self.frame_stride, self.sampling)
+        return random_indices(*rule, generator) if self._random_clips else frame_indices(*rule)
 
 
 class ViewClips(ClipDataset):

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from ..data.annotations import Annotations, read_annotations
 from ..data.clips import BrokenVideosError
+from ..training.processes import cluster
 from .classify import Views, classify
 from .engines import Engine
 from .metrics import Metrics, measure
@@ -116,7 +117,7 @@ def evaluate(
 ) -> Evaluation:
     """Classify every video and compare with its class.
 
-    In a process group (`torchrun`), each process takes every n-th video and all of them return the same
+    In a process group (`process_group`), each process takes every n-th video and all of them return the same
     evaluation of all videos, whatever the number of videos is.
 
     Args:
@@ -184,12 +185,14 @@ def evaluate(
 
 @contextmanager
 def process_group() -> Iterator[int]:
-    """Join the processes that `torchrun` started, if it did; yields the number of this one, from 0."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """Join the processes that torchrun or srun started, if one did; yields the number of this one, from 0."""
+    found = cluster()
+    if found is None or found.world_size() < 2:
         yield 0
         return
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
     # Only results are exchanged, on the CPU, wherever the models run.
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", rank=found.global_rank(), world_size=found.world_size())
     try:
         yield distributed.get_rank()
     finally:
@@ -198,5 +201,5 @@ def process_group() -> Iterator[int]:
 
 def own_device(device: str) -> str:
     """The device of this process: of several on a machine with GPUs, `"cuda"` means one for each."""
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+    found = cluster()
+    return f"cuda:{found.local_rank()}" if device == "cuda" and found is not None else device

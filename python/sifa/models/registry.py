@@ -49,6 +49,7 @@ class ModelCard:
         backbone: timm's name of the image network, for ImageNet weights; None if it is none of timm's.
         streaming: what ``streaming=True`` sets.
         weights: tag of each bundled set of weights and its file in ``sifa/weights``, without the extension.
+        streaming_weights: likewise, of those that were trained with ``streaming=True``.
     """
 
     name: str
@@ -67,7 +68,12 @@ class ModelCard:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     backbone: str | None = None
     streaming: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"frame_shift": -1})
-    weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    streaming_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def bundled(self, streaming: bool) -> Mapping[str, str]:
+        """The bundled weights of the causal variant, or of the other: neither knows where the other looks."""
+        return self.streaming_weights if streaming else self.weights
 
 
 def _options(build: Callable[..., Any], **other_defaults: Any) -> dict[str, Any]:
@@ -151,6 +157,7 @@ _CARDS = {
             attention_multiply_adds=3_490_560,
             streaming={"frame_shift": -1, "dual_branch": False},
             weights={"motion": "sifa_tiny"},
+            streaming_weights={"motion": "sifa_tiny_streaming"},
         ),
         _resnet_card(18, 20_314_232, 12_105_545_728, 48_771_072),
         _resnet_card(34, 35_332_448, 21_484_126_208, 92_123_136),
@@ -227,7 +234,8 @@ def create_model(
         input_size: height and width in pixels that frames are resized and cropped to, one number for a
             square; the card's by default. Transformers take no other, convolutional networks any.
         pretrained: where the weights come from; None leaves the random initialisation.
-            A tag of bundled weights (``"motion"`` for ``sifa_tiny``);
+            A tag of bundled weights (``"motion"`` for ``sifa_tiny``; with ``streaming=True`` those of the
+            causal one);
             the path of a ``.safetensors`` file with a state dict of this model;
             ``"imagenet"``, ``"imagenet:TAG"`` or ``"imagenet:FILE"`` for a start from the image network:
             timm's default weights, those of one of timm's tags, or a file of such weights
@@ -285,7 +293,7 @@ def create_model(
     model.frame_stride = card.frame_stride
     model.labels = [f"class_{i}" for i in range(model.num_classes)]
     if pretrained is not None:
-        _load(model, card, pretrained)
+        _load(model, card, pretrained, streaming)
     return model
 
 
@@ -313,18 +321,21 @@ def _check_causal(model: VideoClassifier) -> None:
         raise ValueError(f"streaming=True: {culprit} depends on later steps; choose options without it")
 
 
-def _load(model: VideoClassifier, card: ModelCard, pretrained: str | os.PathLike[str]) -> None:
-    tags = ", ".join(map(repr, (*card.weights, *(["imagenet"] if card.backbone else [])))) or "none"
+def _load(
+    model: VideoClassifier, card: ModelCard, pretrained: str | os.PathLike[str], streaming: bool
+) -> None:
+    bundled = card.bundled(streaming)
+    tags = ", ".join(map(repr, (*bundled, *(["imagenet"] if card.backbone else [])))) or "none"
     expected = f"pretrained must be a tag of {card.name} (it has: {tags}) or the path of a .safetensors file"
     if not isinstance(pretrained, str | os.PathLike):
         raise ValueError(f"{expected}, got {pretrained!r}")
     pretrained = os.fspath(pretrained)
     kind, _, which = pretrained.partition(":")
-    if pretrained in card.weights:
+    if pretrained in bundled:
         folder = importlib.resources.files("sifa") / "weights"
-        with importlib.resources.as_file(folder / f"{card.weights[pretrained]}.safetensors") as path:
+        with importlib.resources.as_file(folder / f"{bundled[pretrained]}.safetensors") as path:
             state = read_state(path)
-        labels = json.loads((folder / f"{card.weights[pretrained]}.json").read_text())["labels"]
+        labels = json.loads((folder / f"{bundled[pretrained]}.json").read_text())["labels"]
         load_own(model, state, f"the bundled weights {pretrained!r}")
         model.labels = labels
     elif kind == "imagenet":

@@ -107,6 +107,8 @@ class DataChoice:
         template: the names of a video's images, by number from 1, such as {:05d}.jpg; null: all, in order.
         sampling: how a clip is cut out: a window of frames (center) or a frame of each segment (segments).
         frame_stride: distance between the frames of a window; null: the model's own.
+        random_clips: learn from a clip at a random place of each video, another in every epoch; false: from
+            the one that is tested with, for classes that depend on where a clip begins.
         max_broken: the share of broken videos above which the training ends with an error.
         workers: processes that read videos, for each training process.
     """
@@ -122,6 +124,7 @@ class DataChoice:
     template: str | None = None
     sampling: Literal["center", "segments"] = "center"
     frame_stride: int | None = None
+    random_clips: bool = True
     max_broken: float = 0.01
     workers: int = 4
 

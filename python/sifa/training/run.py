@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -37,36 +35,11 @@ from .loading import (
     ignore_signals,
 )
 from .module import ClassifierTraining
+from .processes import Processes, cluster
 from .recipe import Recipe
 
 HELD_OUT = "held_out.txt"
 """Name of the list of the videos that a training validated on, in its folder."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """How many processes train together, and which one this is; one, or what torchrun or SLURM started.
-
-    Attributes:
-        count, rank: of all nodes.
-        per_node, nodes: as the trainer wants to know it.
-    """
-
-    count: int = 1
-    rank: int = 0
-    per_node: int = 1
-    nodes: int = 1
-
-    @classmethod
-    def of_environment(cls) -> Processes:
-        """Read the variables of torchrun, or of SLURM's srun."""
-        if TorchElasticEnvironment.detect():
-            count, per_node = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-            return cls(count, int(os.environ["RANK"]), per_node, count // per_node)
-        if SLURMEnvironment.detect():
-            count, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", 1))
-            return cls(count, int(os.environ["SLURM_PROCID"]), count // nodes, nodes)
-        return cls()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +195,7 @@ def make_model(recipe: Recipe, labels: tuple[str, ...]) -> VideoClassifier:
         fit_head(model, labels)
     else:
         # Bundled weights come with their own classes, an image network's with none.
-        bundled = choice.pretrained in model_card(choice.name).weights
+        bundled = choice.pretrained in model_card(choice.name).bundled(choice.streaming)
         model = create_model(
             choice.name,
             num_classes=None if bundled else len(labels),
@@ -275,18 +248,13 @@ def make_loaders(
         "pin_memory": torch.cuda.is_available(),
         "persistent_workers": data.workers > 0,
     }
-    clips = TrainingClips(training, transform=transform, seed=recipe.seed, **clip)
+    clips = TrainingClips(
+        training, transform=transform, seed=recipe.seed, random_clips=data.random_clips, **clip
+    )
     views = ViewClips(held_out, preprocessing=preprocessing, **clip)
     part = recipe.batch_size // (order.processes * recipe.accumulate)
     validation = ValidationOrder(len(views), part, order.processes, order.rank)
     return TrainingLoader(clips, order, **options), ValidationLoader(views, validation, **options)
-
-
-def environment_plugins() -> list[Any]:
-    """Under SLURM its environment without requeueing: stopping and going on are this package's."""
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return []
-    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def accelerator(recipe: Recipe) -> str:
@@ -314,11 +282,12 @@ def make_trainer(recipe: Recipe, folder: Path, processes: Processes, facts: dict
     callbacks.append(RichProgressBar(console_kwargs={"stderr": True}) if on_terminal else EpochLines())
     start = len(list((folder / "logs").glob("*")))
     logs: dict[str, Any] = {"save_dir": folder, "name": "logs", "version": str(start)}
+    environment = cluster()
     return Trainer(
         accelerator=accelerator(recipe),
         devices=processes.per_node,
         num_nodes=processes.nodes,
-        plugins=environment_plugins(),
+        plugins=[] if environment is None else [environment],
         strategy="ddp" if processes.count > 1 else "auto",
         precision=recipe.precision,
         max_epochs=recipe.epochs,
