@@ -56,9 +56,9 @@ std::function<Round()> stream_round(sifa::StreamBatch& streams, const std::vecto
                                     std::int64_t height, std::int64_t width) {
   return [&, height, width] {
     const auto begin = steady_clock::now();
-    for (std::int64_t i = 0; i < streams.metadata().temporal_stride; ++i) {
+    for (bool is_due = false; !is_due;) {
       for (std::size_t stream = 0; stream < streams.size(); ++stream) {
-        streams.push(stream, {frames.data(), height, width});
+        is_due = streams.push(stream, {frames.data(), height, width});
       }
     }
     streams.run();
@@ -115,7 +115,7 @@ void print(const ordered_json& result, bool as_json) {
 
 void benchmark(const BenchmarkArguments& arguments) {
   const sifa::Metadata metadata = sifa::read_metadata(arguments.model);
-  const bool is_stream = metadata.kind == "streaming";
+  const bool is_stream = metadata.kind != "clip";
   if (!arguments.video.empty() && (is_stream || arguments.batch > 1)) {
     throw sifa::Error(
         sifa::ErrorCode::kInvalidArgument,

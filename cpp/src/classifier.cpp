@@ -23,8 +23,10 @@ struct Classifier::Impl {
 Classifier::Classifier(const std::string& path, const ClassifierOptions& options)
     : impl_(new Impl{load_model(path, options), {}}) {
   if (metadata().kind != "clip") {
-    throw Error(ErrorCode::kUnsupportedSchema,
-                path + " is a stream's model: run it with sifa::Stream, or export it without --streaming");
+    throw Error(
+        ErrorCode::kUnsupportedSchema,
+        path +
+            " is a stream's model: run it with sifa::Stream, or export it without --window or --streaming");
   }
 }
 

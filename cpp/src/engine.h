@@ -26,8 +26,8 @@ class Engine {
   /// The outputs of a clip's graph, (clips, classes) row by row, on checked frames.
   std::vector<float> classify(const Frames& clips);
 
-  /// The outputs of a stream's graph, (streams, classes) row by row, on one step's checked frames; `state`
-  /// becomes the next one. `first` says, per stream, whether it begins with this step.
+  /// The outputs of a graph with a state, (streams, classes) row by row, on the checked frames that it is to
+  /// be given next; `state` becomes the next one. `first` says, per stream, whether it begins with these.
   std::vector<float> step(const Frames& frames, std::vector<at::Tensor>& state,
                           const std::vector<bool>& first);
 

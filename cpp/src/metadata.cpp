@@ -144,7 +144,7 @@ Metadata parse(const std::string& text, const std::string& path) {
     std::vector<std::string> known;
   };
   for (const Choice& choice :
-       {Choice{"kind", &Metadata::kind, {"clip", "streaming"}},
+       {Choice{"kind", &Metadata::kind, {"clip", "window", "streaming"}},
         Choice{"format", &Metadata::format, {"torchscript", "aoti", "exported"}},
         Choice{"sampling", &Metadata::sampling, {"center", "segments"}},
         Choice{"precision", &Metadata::precision, {"float32", "float16", "bfloat16"}}}) {
@@ -197,7 +197,7 @@ Metadata parse(const std::string& text, const std::string& path) {
   const auto is_number = [](const json& value) { return value.is_number(); };
   metadata.reference_tolerance = reference.field("tolerance", "a number above 0", is_number).get<double>();
   if (!(metadata.reference_tolerance > 0.0)) reference.refuse("tolerance", "a number above 0");
-  if (metadata.kind == "streaming") {
+  if (metadata.kind != "clip") {
     if (metadata.num_frames % metadata.temporal_stride != 0) {
       fields.refuse("temporal_stride", "a divisor of num_frames, " + std::to_string(metadata.num_frames));
     }

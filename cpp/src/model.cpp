@@ -29,14 +29,26 @@ std::vector<std::uint8_t> reference_frames(std::int64_t num_frames, std::int64_t
   return frames;
 }
 
-// The outputs after the last step of a new stream, fed with the `num_frames` frames that `frames` points at.
-std::vector<float> last_step(Engine& engine, const Metadata& metadata, Frames frames) {
+// The outputs after the last call of a new stream that `clip`, of `num_frames` frames, ends.
+std::vector<float> last_outputs(Engine& engine, const Metadata& metadata, Frames clip) {
+  const std::int64_t step_bytes = metadata.temporal_stride * clip.height * clip.width * 3;
   std::vector<at::Tensor> state = engine.new_state(metadata, 1);
+  Frames step = clip;
+  step.frames = metadata.temporal_stride;
   std::vector<float> outputs;
-  frames.frames = metadata.temporal_stride;
-  for (std::int64_t begin = 0; begin < metadata.num_frames; begin += frames.frames) {
-    outputs = engine.step(frames, state, {begin == 0});
-    frames.data += frames.frames * frames.height * frames.width * 3;
+  if (metadata.kind == "window") {
+    // A window whose oldest step the second call pushes out, so that what is kept is looked at too.
+    std::vector<std::uint8_t> window(clip.data, clip.data + step_bytes);
+    const std::int64_t others = step_bytes * (metadata.num_frames / metadata.temporal_stride - 1);
+    window.insert(window.end(), clip.data, clip.data + others);
+    clip.data = window.data();
+    engine.step(clip, state, {true});
+    step.data += others;
+    return engine.step(step, state, {false});
+  }
+  for (std::int64_t begin = 0; begin < metadata.num_frames; begin += step.frames) {
+    outputs = engine.step(step, state, {begin == 0});
+    step.data += step_bytes;
   }
   return outputs;
 }
@@ -49,7 +61,7 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
   try {
     outputs = metadata.kind == "clip"
                   ? engine.classify({frames.data(), 1, metadata.num_frames, height, width})
-                  : last_step(engine, metadata, {frames.data(), 1, 0, height, width});
+                  : last_outputs(engine, metadata, {frames.data(), 1, metadata.num_frames, height, width});
   } catch (const Error& error) {
     throw Error(ErrorCode::kDamagedModel, path + " cannot be used: on the reference input " + error.what() +
                                               "; export the model again");

@@ -94,7 +94,7 @@ bool is_stream(const Arguments& arguments) {
   const bool is_file =
       uri.kind == sifa::SourceKind::kPath && !std::filesystem::is_directory(std::filesystem::path(uri.what));
   return !is_file || arguments.is_stream || !arguments.follow.sink.empty() ||
-         sifa::read_metadata(arguments.follow.model).kind == "streaming";
+         sifa::read_metadata(arguments.follow.model).kind != "clip";
 }
 
 // "640x480" as width and height.

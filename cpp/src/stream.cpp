@@ -1,7 +1,9 @@
 // Streams: which frames wait for the next prediction, what of them is batched, and a stream as bytes.
 //
-// Both kinds of model take the same way: a prediction is due when `window` frames have been kept, and made of
-// them; the oldest `hop` of these are then given away. A clip's window is the clip, a stream's is one step.
+// All kinds of model take the same way. A stream's first prediction is due when `window` frames are there. A
+// clip's model is always given the last `window`, of which the oldest `hop` are then given away; one with a
+// state is given every frame once, after the first prediction `hop` at a time. `window` and `hop` of a causal
+// model are its step.
 #include "sifa/stream.h"
 
 #include <ATen/ATen.h>
@@ -23,9 +25,9 @@ struct Slot {
   std::int64_t count = 0;            // frames in `frames`
   std::int64_t height = 0;           // of all of them
   std::int64_t width = 0;            //
+  bool has_begun = false;            // whether there was a prediction, whose state is `state`
   std::vector<std::uint8_t> frames;  // RGB bytes (count, height, width, 3)
-  bool has_begun = false;            // whether `state` is that of an earlier step
-  std::vector<at::Tensor> state;     // of a stream's model, tensors (1, ...)
+  std::vector<at::Tensor> state;     // of a model with a state, tensors (1, ...)
 };
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
@@ -36,7 +38,7 @@ struct Slot {
 // kMagic; the checksum of the rest; the model's metadata and the options, as their checksum; the members of
 // Slot.
 
-const char kMagic[] = "sifa-stream-1";
+const char kMagic[] = "sifa-stream-2";
 
 std::uint32_t checksum_of(const void* data, std::size_t size) {
   return static_cast<std::uint32_t>(crc32_z(0, static_cast<const Bytef*>(data), size));
@@ -87,14 +89,14 @@ class Reader {
 
 struct StreamBatch::Impl {
   Model model;
-  std::int64_t window = 0;        // frames that a prediction is made of
-  std::int64_t hop = 0;           // and how many of them the next one does without
+  std::int64_t window = 0;        // frames that a stream's first prediction is made of
+  std::int64_t hop = 0;           // frames from one prediction to the next
   std::int64_t frame_stride = 0;  // every how many of the frames pushed one is kept
   std::vector<Slot> slots;
   mutable std::mutex mutex;
 
   const Metadata& metadata() const { return model.metadata; }
-  bool is_stateful() const { return metadata().kind == "streaming"; }
+  bool is_stateful() const { return metadata().kind != "clip"; }
 
   Slot& slot(std::size_t stream) {
     if (stream >= slots.size()) {
@@ -104,7 +106,9 @@ struct StreamBatch::Impl {
     return slots[stream];
   }
 
-  bool is_due(const Slot& slot) const { return slot.count == window; }
+  std::int64_t due_at(const Slot& slot) const { return is_stateful() && slot.has_begun ? hop : window; }
+
+  bool is_due(const Slot& slot) const { return slot.count == due_at(slot); }
 
   void require_not_due(std::size_t stream, const char* what) const {
     if (!is_due(slots[stream])) return;
@@ -116,11 +120,12 @@ struct StreamBatch::Impl {
   std::uint32_t fingerprint() const;
 };
 
-// The streams from `first` on that are due, not done, and have frames of the same size.
+// The streams from `first` on that are due, not done, and have as many frames of the same size.
 std::vector<std::size_t> StreamBatch::Impl::group_of(std::size_t first, const std::vector<bool>& done) const {
   std::vector<std::size_t> group;
   for (std::size_t i = first; i < slots.size(); ++i) {
-    const bool is_alike = slots[i].height == slots[first].height && slots[i].width == slots[first].width;
+    const bool is_alike = slots[i].height == slots[first].height && slots[i].width == slots[first].width &&
+                          slots[i].count == slots[first].count;
     if (is_due(slots[i]) && !done[i] && is_alike) group.push_back(i);
   }
   return group;
@@ -131,7 +136,7 @@ std::vector<float> StreamBatch::Impl::run(const std::vector<std::size_t>& group,
                                           std::vector<std::vector<at::Tensor>>& after) {
   const auto rows = static_cast<std::int64_t>(group.size());
   const Slot& first = slots[group.front()];
-  Frames frames{first.frames.data(), rows, window, first.height, first.width};
+  Frames frames{first.frames.data(), rows, first.count, first.height, first.width};
   std::vector<std::uint8_t> gathered;
   if (rows > 1) {
     gathered.reserve(group.size() * first.frames.size());
@@ -179,14 +184,15 @@ StreamBatch::StreamBatch(const std::string& path, std::size_t streams, const Str
   impl->model = load_model(path, options);
   const Metadata& metadata = impl->metadata();
   const std::int64_t step = metadata.temporal_stride;
-  impl->window = impl->is_stateful() ? step : metadata.num_frames;
+  const bool is_causal = metadata.kind == "streaming";
+  impl->window = is_causal ? step : metadata.num_frames;
   impl->hop = options.hop == 0 ? step : options.hop;
   impl->frame_stride = options.frame_stride == 0 ? metadata.frame_stride : options.frame_stride;
   if (impl->hop < 1 || impl->hop > impl->window || impl->hop % step != 0) {
     refuse("hop must be " +
-           (impl->is_stateful() ? std::to_string(step) + ", the frames of one step of this model"
-                                : "a multiple of " + std::to_string(step) + " up to " +
-                                      std::to_string(impl->window) + " with this model") +
+           (is_causal ? std::to_string(step) + ", the frames of one step of this model"
+                      : "a multiple of " + std::to_string(step) + " up to " + std::to_string(impl->window) +
+                            " with this model") +
            ", got " + std::to_string(options.hop));
   }
   impl->slots.resize(streams);
@@ -251,8 +257,9 @@ std::vector<std::optional<StreamPrediction>> StreamBatch::run() {
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (!done[i]) continue;
     Slot& slot = slots[i];
-    slot.frames.erase(slot.frames.begin(), slot.frames.begin() + impl_->hop * slot.height * slot.width * 3);
-    slot.count -= impl_->hop;
+    const std::int64_t spent = impl_->is_stateful() ? slot.count : impl_->hop;
+    slot.frames.erase(slot.frames.begin(), slot.frames.begin() + spent * slot.height * slot.width * 3);
+    slot.count -= spent;
     slot.state = std::move(after[i]);
     slot.has_begun = true;
   }
@@ -283,8 +290,8 @@ std::vector<std::uint8_t> StreamBatch::save(std::size_t stream) const {
   Writer body;
   body.add(impl_->fingerprint());
   for (const std::int64_t number : {slot.pushed, slot.count, slot.height, slot.width}) body.add(number);
-  body.add(slot.frames.data(), slot.frames.size());
   body.add(static_cast<std::uint8_t>(slot.has_begun));
+  body.add(slot.frames.data(), slot.frames.size());
   for (const at::Tensor& tensor : slot.state) {
     const at::Tensor values = translated(ErrorCode::kOther, "the state of a stream cannot be read",
                                          [&] { return tensor.to(at::kCPU).contiguous(); });
@@ -314,14 +321,14 @@ void StreamBatch::restore(std::size_t stream, const std::vector<std::uint8_t>& b
   Slot saved;
   for (std::int64_t* number : {&saved.pushed, &saved.count, &saved.height, &saved.width})
     *number = reader.number<std::int64_t>();
-  const bool is_sane = saved.pushed >= 0 && saved.count >= 0 && saved.count < impl_->window &&
+  saved.has_begun = reader.number<std::uint8_t>() != 0;
+  const bool is_sane = saved.pushed >= 0 && saved.count >= 0 && saved.count < impl_->due_at(saved) &&
                        saved.height >= 0 && saved.height <= kMaxExtent && saved.width >= 0 &&
                        saved.width <= kMaxExtent;
   if (!is_sane) refuse("the saved stream is damaged: its counts contradict each other");
   const auto size = static_cast<std::size_t>(saved.count * saved.height * saved.width * 3);
   const std::uint8_t* frames = reader.take(size);
   saved.frames.assign(frames, frames + size);
-  saved.has_begun = reader.number<std::uint8_t>() != 0;
   translated(ErrorCode::kOther, "the state of a stream cannot be written", [&] {
     const c10::InferenceMode guard;
     for (const at::Tensor& like : slot.state) {

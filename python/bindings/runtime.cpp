@@ -197,8 +197,9 @@ PYBIND11_MODULE(runtime, module) {
   py::class_<sifa::Stream> stream(
       module, "Stream",
       "One live video through one model: push its frames, get a prediction whenever one is due.\n\n"
-      "A clip's model is run on a window of the last frames; a stream's (`sifa export --streaming`) keeps\n"
-      "a state, and a step costs the same however long the history.");
+      "A clip's model is run on the last frames, whole; a window's (`sifa export --window`) gives the same\n"
+      "and computes what comes before its first SIFA block once per frame; a causal one (`--streaming`)\n"
+      "keeps a state, and a step costs the same however long the history.");
   stream
       .def(py::init([](const std::filesystem::path& path, const std::string& device,
                        std::optional<int> threads, std::optional<std::int64_t> frame_stride,

@@ -77,15 +77,21 @@ TEST_P(Engines, LateStepsOfALongRunAreExactAndMemoryDoesNotGrow) {
   EXPECT_LT(growth.bytes(), std::int64_t{2} << 20);  // less than half a kilobyte per step
 }
 
-// A window slides over a clip's model, by any multiple of its step.
+// A window slides over a clip's model, by any multiple of its step; what it is made of is kept, or not.
 TEST(Window, EqualsTheClipModelOnTheSameFrames) {
-  for (const char* file : {"model.pt", "model.pt2"}) {
-    const Classifier classifier(data(file));
+  constexpr std::int64_t kFrames = 32;
+  for (const auto& [file, clip] : {std::pair{"model.pt", "model.pt"},
+                                   {"model.pt2", "model.pt2"},
+                                   {"window.pt", "clip.pt"},
+                                   {"window.pt2", "clip.pt"}}) {
+    const Classifier classifier(data(clip));
     const std::int64_t length = classifier.metadata().num_frames;
-    for (const std::int64_t hop : {1, 3, 4}) {
+    const std::int64_t step = classifier.metadata().temporal_stride;
+    for (const std::int64_t hop : {step, 2 * step, length}) {
       Stream stream(data(file), every_frame(hop));
-      const std::vector<StreamPrediction> predictions = feed(stream, 0, 20);
-      ASSERT_EQ(static_cast<std::int64_t>(predictions.size()), (20 - length) / hop + 1);
+      const std::vector<StreamPrediction> predictions = feed(stream, 0, kFrames);
+      ASSERT_EQ(static_cast<std::int64_t>(predictions.size()), (kFrames - length) / hop + 1);
+      EXPECT_GT(std::abs(predictions[0].probabilities[0] - predictions[1].probabilities[0]), 1e-4);
       for (std::size_t i = 0; i < predictions.size(); ++i) {
         const std::int64_t begin = static_cast<std::int64_t>(i) * hop;
         EXPECT_EQ(predictions[i].frame, begin + length - 1);
@@ -190,6 +196,55 @@ TEST(Window, GoesOnWhereItWasSaved) {
   EXPECT_EQ(feed(other, 6, 7)[0].probabilities, feed(stream, 6, 7)[0].probabilities);
 }
 
+// Before its first window too.
+TEST(Window, GoesOnWhereItWasSavedWithItsFeatures) {
+  for (const int saved_at : {6, 14}) {
+    Stream stream(data("window.pt"), every_frame());
+    feed(stream, 0, saved_at);
+    Stream other(data("window.pt"), every_frame());
+    feed(other, 100, 112);
+    other.restore(stream.save());
+    const std::vector<StreamPrediction> expected = feed(stream, saved_at, 20);
+    const std::vector<StreamPrediction> predictions = feed(other, saved_at, 20);
+    ASSERT_EQ(predictions.size(), expected.size());
+    ASSERT_GE(expected.size(), 2u);
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_EQ(predictions[i].probabilities, expected[i].probabilities);
+      EXPECT_EQ(predictions[i].frame, expected[i].frame);
+    }
+  }
+}
+
+// One stream begins anew while the others go on: it waits for a window, they for a step.
+TEST(Window, OfABatchIsAsIfAlone) {
+  constexpr int kFrames = 32, kRestart = 17;
+  StreamBatch batch(data("window.pt"), 3, every_frame());
+  std::vector<std::vector<StreamPrediction>> together(batch.size());
+  for (int i = 0; i < kFrames; ++i) {
+    if (i == kRestart) batch.reset(1);
+    for (std::size_t s = 0; s < batch.size(); ++s) batch.push(s, frame(i + 20 * static_cast<int>(s)));
+    const auto predictions = batch.run();
+    for (std::size_t s = 0; s < batch.size(); ++s) {
+      if (predictions[s]) together[s].push_back(*predictions[s]);
+    }
+  }
+  for (int s = 0; s < 3; ++s) {
+    Stream stream(data("window.pt"), every_frame());
+    std::vector<StreamPrediction> alone = feed(stream, 20 * s, 20 * s + (s == 1 ? kRestart : kFrames));
+    if (s == 1) {
+      stream.reset();
+      for (StreamPrediction& prediction : feed(stream, 20 * s + kRestart, 20 * s + kFrames))
+        alone.push_back(std::move(prediction));
+    }
+    const std::vector<StreamPrediction>& row = together[static_cast<std::size_t>(s)];
+    ASSERT_EQ(row.size(), alone.size());
+    for (std::size_t i = 0; i < alone.size(); ++i) {
+      EXPECT_EQ(row[i].frame, alone[i].frame);
+      expect_near(row[i].probabilities, alone[i].probabilities, 1e-5);
+    }
+  }
+}
+
 TEST(Saved, IsRefusedUnlessItIsWhole) {
   Stream stream(data("stream.pt"), every_frame());
   feed(stream, 0, kStride + 1);
@@ -236,6 +291,8 @@ TEST(Streams, RefuseOptions) {
   EXPECT_EQ(message_of("stream.pt", 1, -1, 0),
             "frame_stride must be at least 1, or 0 for the model's own, got -1");
   EXPECT_EQ(message_of("stream.pt", 1, 0, 8), "hop must be 4, the frames of one step of this model, got 8");
+  EXPECT_EQ(message_of("window.pt", 1, 0, 16),
+            "hop must be a multiple of 4 up to 12 with this model, got 16");
   EXPECT_EQ(message_of("model.pt", 1, 0, 5), "hop must be a multiple of 1 up to 4 with this model, got 5");
   EXPECT_EQ(message_of("model.pt", 1, 0, -1), "hop must be a multiple of 1 up to 4 with this model, got -1");
   EXPECT_EQ(code_of([] { Stream(data("nothing.pt")); }), ErrorCode::kFileNotFound);

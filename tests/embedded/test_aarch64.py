@@ -55,7 +55,7 @@ def data(tmp_path_factory):
     make_videos(folder)
     torch.manual_seed(0)
     export_torchscript(lively_model(num_classes=3, num_frames=8, input_size=64), folder / "tiny.pt")
-    export_torchscript(stream_model(), folder / "stream.pt", streaming=True)
+    export_torchscript(stream_model(), folder / "stream.pt", kind="streaming")
     return folder
 
 

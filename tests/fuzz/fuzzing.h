@@ -63,7 +63,8 @@ inline void read_model(const std::string& path) {
   require(metadata.reference_probabilities.size() == metadata.labels.size(), "every label has an output");
   require(metadata.reference_tolerance > 0.0, "the tolerance is a positive number");
   require(metadata.input_size[0] >= 1 && metadata.input_size[1] >= 1, "the input has pixels");
-  require((metadata.kind == "streaming") == !metadata.state.empty(), "a stream, and only it, has a state");
+  require((metadata.kind != "clip") == !metadata.state.empty(),
+          "all but a clip, and only they, have a state");
   std::int64_t total = 0;
   for (const StateTensor& tensor : metadata.state) {
     std::int64_t size = 1;

@@ -71,7 +71,8 @@ def main(folder: Path) -> None:
         good = make_models(models)
         compiled_for = {"device": "cpu", "machine": "x86_64", "cpu": "AVX2"}
         with_metadata(good, models / "code.pt", format="aoti", compiled_for=compiled_for)
-        export_torchscript(stream_model(), models / "stream.pt", streaming=True)
+        export_torchscript(stream_model(), models / "stream.pt", kind="streaming")
+        export_torchscript(stream_model(), models / "window.pt", kind="window")
         found = {path.name: metadata_of(path) for path in sorted(models.glob("*.pt"))}
         write_archives(folder / "archive", found["model.pt"])
         for name in ("text.pt", "empty.pt", "foreign.zip"):

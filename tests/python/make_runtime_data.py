@@ -267,8 +267,8 @@ def make_streams(folder: Path) -> None:
     earlier.
     """
     model = stream_model()
-    export_torchscript(model, folder / "stream.pt", streaming=True)
-    export_program(model, folder / "stream.exported.pt2", streaming=True)
+    export_torchscript(model, folder / "stream.pt", kind="streaming")
+    export_program(model, folder / "stream.exported.pt2", kind="streaming")
     compile_program(folder / "stream.exported.pt2", folder / "stream.pt2")
     stride = model.temporal_stride
     reach = model.num_steps + sum(isinstance(module, sifa.SIFA) for module in model.modules())
@@ -278,6 +278,15 @@ def make_streams(folder: Path) -> None:
     }
     prefixes = on_prefixes(model, stream_frames(8 * stride))[:, 0].tolist()
     (folder / "stream.json").write_text(json.dumps({"prefixes": prefixes, "late": late}))
+
+
+def make_windows(folder: Path) -> None:
+    """Writes a model that looks both ways as a clip's, and as a window's for both engines."""
+    model = lively_model(num_classes=3, num_frames=12, input_size=32)
+    export_torchscript(model, folder / "clip.pt")
+    export_torchscript(model, folder / "window.pt", kind="window")
+    export_program(model, folder / "window.exported.pt2", kind="window")
+    compile_program(folder / "window.exported.pt2", folder / "window.pt2")
 
 
 def stream_model() -> torch.nn.Module:
@@ -295,3 +304,4 @@ if __name__ == "__main__":
     make_data(Path(sys.argv[1]))
     make_engines(Path(sys.argv[1]))
     make_streams(Path(sys.argv[1]))
+    make_windows(Path(sys.argv[1]))

@@ -101,11 +101,12 @@ def test_cost_is_what_one_counts_by_hand(tmp_path):
 
 def test_cost_of_a_step_is_its_part_of_a_clip(tmp_path):
     model = stream_model()
-    step, clip = (
-        export_torchscript(model, tmp_path / "model.pt", streaming=streaming)["cost"]["operations"]
-        for streaming in (True, False)
+    clip, window, step = (
+        export_torchscript(model, tmp_path / "model.pt", kind=kind)["cost"]["operations"]
+        for kind in ("clip", "window", "streaming")
     )
     assert step * model.num_steps == pytest.approx(clip, rel=1e-3)
+    assert step < window < clip
 
 
 def test_computes_what_the_model_computes(model, path):

@@ -46,7 +46,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("library")
     make_models(folder)
     make_videos(folder)
-    export_torchscript(stream_model(), folder / "stream.pt", streaming=True)
+    export_torchscript(stream_model(), folder / "stream.pt", kind="streaming")
     return folder
 
 

@@ -19,11 +19,11 @@ from sifa.artifact import (
     load_stream,
     read_metadata,
 )
+from sifa.artifact.metadata import KINDS
 from sifa.artifact.writing import without_fused_offsets
 from sifa.models.streaming import StreamingClassifier
 
 STRIDE, STEPS = 4, 6
-KINDS = {"clip": False, "stream": True}
 FORMATS = ("torchscript", "exported", "aoti")
 
 
@@ -32,21 +32,22 @@ def models():
     settings = {"num_classes": 5, "num_frames": 2 * STRIDE, "input_size": 64}
     return {
         "clip": lively_model(**settings, dropout=0.3),
-        "stream": lively_model(**settings, streaming=True),
+        "window": lively_model(**settings, global_context="frame"),
+        "streaming": lively_model(**settings, streaming=True),
     }
 
 
 @pytest.fixture(scope="module")
 def paths(models, tmp_path_factory):
-    """An artifact of every format and kind; AOTInductor compiles two of them."""
+    """An artifact of every format and kind; AOTInductor compiles three of them."""
     folder = tmp_path_factory.mktemp("engines")
     paths = {}
-    for kind, streaming in KINDS.items():
+    for kind in KINDS:
         paths[kind, "torchscript"] = folder / f"{kind}.pt"
         paths[kind, "exported"] = folder / f"{kind}.exported.pt2"
         paths[kind, "aoti"] = folder / f"{kind}.pt2"
-        export_torchscript(models[kind], paths[kind, "torchscript"], streaming=streaming)
-        export_program(models[kind], paths[kind, "exported"], streaming=streaming)
+        export_torchscript(models[kind], paths[kind, "torchscript"], kind=kind)
+        export_program(models[kind], paths[kind, "exported"], kind=kind)
         compile_program(paths[kind, "exported"], paths[kind, "aoti"])
     return paths
 
@@ -78,8 +79,8 @@ def test_a_clip_gives_the_same_in_every_format(models, paths, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_stream_gives_the_same_in_every_format(models, paths, format):
-    artifact = load_stream(paths["stream", format])
-    stepping = StreamingClassifier(models["stream"])
+    artifact = load_stream(paths["streaming", format])
+    stepping = StreamingClassifier(models["streaming"])
     for count, height, width in ((3, 70, 90), (1, 100, 41)):
         frames = some_frames(count, STEPS * STRIDE, height, width)
         with torch.no_grad():
@@ -87,6 +88,31 @@ def test_a_stream_gives_the_same_in_every_format(models, paths, format):
         assert (expected[1:] - expected[:-1]).abs().max() > 1e-2
         answers = stream(artifact, artifact.initial_state(count), frames)
         torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+
+
+def windows(model, frames):
+    """What the clip model answers on every window of two steps of (N, F, H, W, 3), (windows, N, classes)."""
+    classifier = FrameClassifier(model)
+    ends = range(2 * STRIDE, frames.shape[1] + 1, STRIDE)
+    with torch.no_grad():
+        return torch.stack([classifier(frames[:, end - 2 * STRIDE : end]) for end in ends])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_window_equals_the_clip_in_every_format(models, paths, format):
+    artifact = load_stream(paths["window", format])
+    for count, height, width in ((3, 70, 90), (1, 100, 41)):
+        frames = some_frames(count, STEPS * STRIDE, height, width)
+        expected = windows(models["window"], frames)
+        assert (expected[1:] - expected[:-1]).abs().max() > 1e-2
+        state = [torch.full_like(tensor, float("nan")) for tensor in artifact.initial_state(count)]
+        answers, begin = [], 0
+        for steps in (2, 1, 1, 2):  # a window first; the last call moves on by a whole one
+            given = frames[:, begin : begin + steps * STRIDE]
+            answer, state = artifact(given, state, torch.full((count,), begin == 0))
+            answers.append(answer)
+            begin += steps * STRIDE
+        torch.testing.assert_close(torch.stack(answers), expected[[0, 1, 2, 4]], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["torchscript", "aoti"])
@@ -98,12 +124,17 @@ def test_the_cpp_runtime_gives_the_same(models, paths, format, runtime_module):
     assert classifier.metadata == read_metadata(paths["clip", format])
     answers = torch.from_numpy(classifier.classify(frames.numpy()))
     torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
-    stepping = StreamingClassifier(models["stream"])
+    stepping = StreamingClassifier(models["streaming"])
     frames = some_frames(1, STEPS * STRIDE, 70, 90)
     with torch.no_grad():
         expected = stream(stepping, stepping.initial_state(1), frames)[:, 0]
-    steps = runtime_module.Stream(paths["stream", format], frame_stride=1)
+    steps = runtime_module.Stream(paths["streaming", format], frame_stride=1)
     predictions = [steps.push(frame) for frame in frames[0].numpy()]
+    answers = torch.tensor(np.stack([p.probabilities for p in predictions if p is not None]))
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+    expected = windows(models["window"], frames)[:, 0]
+    window = runtime_module.Stream(paths["window", format], frame_stride=1)
+    predictions = [window.push(frame) for frame in frames[0].numpy()]
     answers = torch.tensor(np.stack([p.probabilities for p in predictions if p is not None]))
     torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
 
@@ -113,8 +144,8 @@ def test_the_cpp_runtime_gives_the_same(models, paths, format, runtime_module):
 def test_the_cpp_runtime_in_half_precision(models, tmp_path, precision, kind, runtime_module):
     """Loading compares it with the recorded output, in the tolerance of its precision."""
     path = tmp_path / "half.pt"
-    export_torchscript(models[kind], path, precision=precision, streaming=KINDS[kind])
-    load = {"clip": runtime_module.Classifier, "stream": runtime_module.Stream}[kind]
+    export_torchscript(models[kind], path, precision=precision, kind=kind)
+    load = runtime_module.Classifier if kind == "clip" else runtime_module.Stream
     assert load(path).metadata["precision"] == precision
 
 
@@ -122,14 +153,16 @@ def test_the_metadata_says_what_the_file_is(models, paths):
     common = []
     for (kind, format), path in paths.items():
         metadata = read_metadata(path)
-        assert metadata["kind"] == {"clip": "clip", "stream": "streaming"}[kind]
+        assert metadata["kind"] == kind
         assert metadata["format"] == format
         assert metadata["temporal_stride"] == STRIDE
         assert metadata["model"]["config"] == models[kind].config
         assert ("compiled_for" in metadata) == (format == "aoti")
-        if kind == "stream":
+        if kind == "streaming":
             assert [entry["dtype"] for entry in metadata["state"]] == ["float32"] * 4 + ["int64"]
             assert metadata["state"][-2]["shape"] == [2, models[kind].head.in_features]
+        if kind == "window":  # cut behind the first block, whose context is a frame's
+            assert metadata["state"] == [{"shape": [2, 8, 8, 48], "dtype": "float32"}]
         common.append({key: metadata[key] for key in ("labels", "num_frames", "input_size", "sampling")})
     assert all(facts == common[0] for facts in common)
     assert read_metadata(paths["clip", "aoti"])["compiled_for"]["device"] == "cpu"
@@ -137,13 +170,13 @@ def test_the_metadata_says_what_the_file_is(models, paths):
 
 def test_each_kind_is_loaded_by_its_function(paths):
     with pytest.raises(ArtifactError, match="is a stream's, not a clip's: load it with load_stream"):
-        load_artifact(paths["stream", "torchscript"])
+        load_artifact(paths["streaming", "torchscript"])
     with pytest.raises(ArtifactError, match="is a clip's, not a stream's: load it with load_artifact"):
         load_stream(paths["clip", "torchscript"])
 
 
 def test_a_stream_checks_its_arguments(paths):
-    artifact = load_stream(paths["stream", "torchscript"])
+    artifact = load_stream(paths["streaming", "torchscript"])
     frames, first = some_frames(2, STRIDE, 20, 20), torch.ones(2, dtype=torch.bool)
     state = artifact.initial_state(2)
     with pytest.raises(
@@ -156,6 +189,17 @@ def test_a_stream_checks_its_arguments(paths):
         artifact(frames, artifact.initial_state(1), first)
     with pytest.raises(ValueError, match=r"first must be bool \(2,\), got int64 \(2,\)"):
         artifact(frames, state, first.long())
+
+
+def test_a_window_checks_its_frames(paths):
+    artifact = load_stream(paths["window", "torchscript"])
+    state, first = artifact.initial_state(1), torch.ones(1, dtype=torch.bool)
+    expected = r"frames must be uint8 \(N, 4 to 8 in steps of 4, H, W, 3\), .* got uint8 "
+    for count in (3, 12):
+        with pytest.raises(ValueError, match=expected + rf"\(1, {count}, 20, 20, 3\)"):
+            artifact(some_frames(1, count, 20, 20), state, ~first)
+    with pytest.raises(ValueError, match="frames must be the 8 of a window where a stream begins, got 4"):
+        artifact(some_frames(1, 4, 20, 20), state, first)
 
 
 def changed(source, target, change, code=None):
@@ -176,12 +220,12 @@ def changed(source, target, change, code=None):
 @pytest.mark.parametrize(
     ("key", "field", "value", "message"),
     [
-        (("stream", "torchscript"), "state", [], "state must be a list of 1 to 1024 objects, each with"),
-        (("stream", "torchscript"), "state", [{"shape": [0], "dtype": "float32"}], "state must be a list"),
-        (("stream", "torchscript"), "state", [{"shape": [1], "dtype": "bool"}], "state must be a list"),
-        (("stream", "torchscript"), "state", [{"shape": [2**20] * 2, "dtype": "int64"}], "state must be"),
+        (("streaming", "torchscript"), "state", [], "state must be a list of 1 to 1024 objects, each with"),
+        (("streaming", "torchscript"), "state", [{"shape": [0], "dtype": "float32"}], "state must be a list"),
+        (("streaming", "torchscript"), "state", [{"shape": [1], "dtype": "bool"}], "state must be a list"),
+        (("streaming", "torchscript"), "state", [{"shape": [2**20] * 2, "dtype": "int64"}], "state must be"),
         (
-            ("stream", "torchscript"),
+            ("streaming", "torchscript"),
             "temporal_stride",
             3,
             "temporal_stride must be a divisor of num_frames, 8",
@@ -211,7 +255,7 @@ def changed(source, target, change, code=None):
 )
 def test_metadata_that_lies_is_refused_by_name(paths, tmp_path, key, field, value, message):
     path = changed(paths[key], tmp_path / "changed.pt", lambda metadata: metadata.update({field: value}))
-    load = {"clip": load_artifact, "stream": load_stream}[key[0]]
+    load = load_artifact if key[0] == "clip" else load_stream
     with pytest.raises(ArtifactError, match=message):
         load(path)
 
@@ -227,7 +271,7 @@ def test_another_reference_output_is_refused(paths, tmp_path):
     def change(metadata):
         metadata["reference"]["probabilities"].reverse()
 
-    path = changed(paths["stream", "aoti"], tmp_path / "changed.pt2", change)
+    path = changed(paths["streaming", "aoti"], tmp_path / "changed.pt2", change)
     with pytest.raises(ArtifactError, match="reference output differs by"):
         load_stream(path)
 
@@ -250,19 +294,17 @@ def test_offsets_taken_apart_for_cuda_are_the_same(models, paths):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision(models, tmp_path, precision, kind):
-    metadata = export_torchscript(
-        models[kind], tmp_path / "half.pt", precision=precision, streaming=KINDS[kind]
-    )
+    metadata = export_torchscript(models[kind], tmp_path / "half.pt", precision=precision, kind=kind)
     assert metadata["precision"] == precision
-    whole = export_torchscript(models[kind], tmp_path / "whole.pt", streaming=KINDS[kind])
+    whole = export_torchscript(models[kind], tmp_path / "whole.pt", kind=kind)
     assert (tmp_path / "half.pt").stat().st_size < 0.6 * (tmp_path / "whole.pt").stat().st_size
     difference = torch.tensor(metadata["reference"]["probabilities"]) - torch.tensor(
         whole["reference"]["probabilities"]
     )
     assert 0 < difference.abs().max() < (0.1 if precision == "bfloat16" else 0.02)
-    load = {"clip": load_artifact, "stream": load_stream}[kind]
+    load = load_artifact if kind == "clip" else load_stream
     loaded = load(tmp_path / "half.pt")  # which runs it on its reference input
-    if kind == "stream":
+    if kind == "streaming":
         assert [entry["dtype"] for entry in metadata["state"]] == [precision] * 3 + ["float32", "int64"]
         assert loaded.initial_state(1)[0].dtype == getattr(torch, precision)
 
@@ -273,10 +315,12 @@ def test_what_cannot_be_exported(models, tmp_path):
             ValueError, match="precision must be 'float32' or 'float16' or 'bfloat16', got 'x'"
         ):
             export(models["clip"], tmp_path / "m", precision="x")
+        with pytest.raises(ValueError, match="kind must be 'clip' or 'window' or 'streaming', got 'x'"):
+            export(models["clip"], tmp_path / "m", kind="x")
         with pytest.raises(
             ValueError, match="cannot be streamed: SIFA at backbone.layer2.1.conv2 depends on"
         ):
-            export(models["clip"], tmp_path / "m", streaming=True)
+            export(models["clip"], tmp_path / "m", kind="streaming")
         with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
             export(models["clip"], tmp_path / "nowhere" / "m")
     assert list(tmp_path.iterdir()) == []
@@ -327,6 +371,12 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert metadata["model"]["config"]["frame_shift"] == -1
     assert load_stream(path).stride == 4
     assert "streaming" in run("info", path)[1]
+    code, _, _ = run(*small, tmp_path / "window.pt", "--window")
+    assert code in (0, None)
+    assert read_metadata(tmp_path / "window.pt")["kind"] == "window"
+    code, _, err = run(*small, path, "--window", "--streaming")
+    assert code == 2
+    assert "give --streaming or --window, not both" in err
     compiled = []
 
     def compile_(program, output, device="cpu"):

@@ -64,7 +64,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("follow")
     export_torchscript(ColourModel().eval(), folder / "colour.pt")
     export_torchscript(SlowModel().eval(), folder / "slow.pt")
-    export_torchscript(stream_model(), folder / "stream.pt", streaming=True)
+    export_torchscript(stream_model(), folder / "stream.pt", kind="streaming")
     make_videos(folder)
     write_video(folder / "red.mkv", torch.from_numpy(RED), lossless=True)
     (folder / "images").mkdir()

@@ -24,7 +24,7 @@ def model():
 @pytest.fixture(scope="module")
 def paths(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("streams")
-    export_torchscript(model, folder / "stream.pt", streaming=True)
+    export_torchscript(model, folder / "stream.pt", kind="streaming")
     export_torchscript(model, folder / "clip.pt")
     return folder / "stream.pt", folder / "clip.pt"
 

@@ -291,7 +291,7 @@ def test_benchmark_refuses_a_video_for_several(data: Path) -> None:
 def test_sifa_tiny_in_memory(tmp_path: Path) -> None:
     """As streams. Of what is resident only the anonymous part is ours; the rest is LibTorch's files."""
     model = sifa.create_model("sifa_tiny", num_classes=10, num_frames=16, streaming=True)
-    export_torchscript(model, tmp_path / "stream.pt", streaming=True)
+    export_torchscript(model, tmp_path / "stream.pt", kind="streaming")
     result = benchmark(tmp_path / "stream.pt", "--batch", 3, "--rounds", 2)
     assert (result["kind"], result["batch"]) == ("streaming", 3)
     assert result["resident_mb"]["anonymous"] < 400

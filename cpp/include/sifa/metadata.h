@@ -26,7 +26,8 @@ struct CompiledFor {
 /// The metadata of a model file (its entry `sifa.json`, schema version 1).
 struct Metadata {
   int schema_version = 0;
-  /// "clip": `num_frames` frames in, one prediction out; "streaming": `temporal_stride` frames and a state in
+  /// "clip": `num_frames` frames in, one prediction out. Of a stream, with a state in and out: "window":
+  /// `num_frames` frames, then any multiple of `temporal_stride` of new ones; "streaming": `temporal_stride`
   std::string kind;
   /// "torchscript", "aoti" (a package compiled by AOTInductor), or "exported" (what `sifa compile` makes one
   /// of, which this runtime cannot run)
@@ -35,7 +36,7 @@ struct Metadata {
   std::vector<std::string> labels;  ///< one per class, in the order of the probabilities
   std::int64_t num_frames = 0;      ///< length of a clip
   std::int64_t frame_stride = 0;    ///< distance between two frames of a clip, in frames of the video
-  /// frames that the network takes as one step; divides `num_frames` of a stream
+  /// frames that the network takes as one step; divides `num_frames` of a window or a stream
   std::int64_t temporal_stride = 0;
   std::string sampling;  ///< "center" or "segments": see sifa/sampling.h
   /// (H, W) in pixels that the network sees after its own resize and crop
@@ -47,7 +48,7 @@ struct Metadata {
   /// the model's output on the reference input where it was exported
   std::vector<float> reference_probabilities;
   double reference_tolerance = 0.0;  ///< how far the output may be from that elsewhere
-  std::vector<StateTensor> state;    ///< of a stream, else empty
+  std::vector<StateTensor> state;    ///< of a window or a stream, else empty
   CompiledFor compiled_for;          ///< of an AOTInductor package, else empty
   /// what one clip (of a stream: one step) takes: multiplications and additions of convolutions, products of
   /// matrices and SIFA's operators, and the bytes of all weights; 0 in files that do not say

@@ -1,8 +1,9 @@
 // Classifies live video: push frames one by one, get a prediction whenever one is due.
 //
-// What a model file is decides how. A clip's model is run on a window of the last frames; a stream's model
-// (`sifa export --streaming`) keeps a feature map per SIFA layer, and a step costs what its own frames cost,
-// however long the history.
+// What a model file is decides how. A clip's model is run on the last frames, whole. A window's
+// (`sifa export --window`) gives the same, and computes what comes before its first SIFA block once per
+// frame. A causal model's (`--streaming`) keeps a feature map per SIFA layer, and a step costs what its own
+// frames cost, however long the history.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,8 @@ struct StreamOptions : ClassifierOptions {
   /// Every how many of the frames pushed one is used: the distance between two frames that the model was
   /// trained with, if 0.
   std::int64_t frame_stride = 0;
-  /// Used frames between two predictions: a multiple of the model's `temporal_stride` up to `num_frames` for
-  /// a clip's model, `temporal_stride` itself for a stream's, and for both if 0.
+  /// Used frames between two predictions: `temporal_stride` of the model for a causal one, and any multiple
+  /// of it up to `num_frames` for others; `temporal_stride` if 0.
   std::int64_t hop = 0;
 };
 

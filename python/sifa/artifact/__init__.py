@@ -5,8 +5,9 @@ in the zip entry `extra/sifa.json`, says which frames of a video to feed, what t
 graph answers on a reference input; a loader refuses a file that does not fit, and names the field.
 
 A file is of one of three formats (TorchScript; an AOTInductor package; a program of `torch.export`, from
-which such a package is compiled on the machine that runs it) and of one of two kinds: a *clip* is classified
-whole; a *stream* step by step, its state in and out.
+which such a package is compiled on the machine that runs it) and of one of three kinds: a *clip* is
+classified whole; a *window* slides over a stream, and what does not depend on it is computed once; a causal
+model goes through a *stream* step by step. The last two have their state in and out.
 """
 
 from .loading import Artifact, StreamArtifact, load_artifact, load_stream

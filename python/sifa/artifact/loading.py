@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .metadata import STATE_DTYPES, ArtifactError, can_serve, operator_schema, read_metadata, this_machine
-from .networks import last_step, reference_frames
+from .networks import on_reference, reference_frames
 
 
 class Artifact:
@@ -40,12 +40,13 @@ class Artifact:
 
 
 class StreamArtifact:
-    """A loaded artifact of a causal model: call it with one step's frames and the state, for any streams.
+    """A loaded artifact of a stream: call it with new frames and the state, for any number of streams.
 
     Attributes:
         metadata, labels, num_frames, frame_stride: as those of `Artifact`; the probabilities are those of the
             last `num_frames`.
         stride: frames of one step.
+        is_window: it takes any number of steps up to a window, and a window at first; otherwise one step.
     """
 
     def __init__(self, graph: Callable[..., Any], metadata: dict[str, Any], device: torch.device) -> None:
@@ -56,6 +57,7 @@ class StreamArtifact:
         self.num_frames: int = metadata["num_frames"]
         self.frame_stride: int = metadata["frame_stride"]
         self.stride: int = metadata["temporal_stride"]
+        self.is_window: bool = metadata["kind"] == "window"
 
     def initial_state(self, streams: int) -> list[Tensor]:
         """A state for new streams, whose first step is to be called with `first` set."""
@@ -67,10 +69,11 @@ class StreamArtifact:
     def __call__(
         self, frames: Tensor | np.ndarray, state: list[Tensor], first: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Take one step of N streams.
+        """Take the next frames of N streams.
 
         Args:
-            frames: uint8 `(N, stride, H, W, 3)` RGB, the next frames of every stream.
+            frames: uint8 `(N, stride, H, W, 3)` RGB, the next frames of every stream. For a window a multiple
+                of `stride` up to `num_frames`, and `num_frames` of them where a stream begins.
             state: `initial_state(N)`, or what the previous step returned.
             first: bool `(N,)`: the stream begins with this step, whatever its row of the state holds.
 
@@ -80,7 +83,7 @@ class StreamArtifact:
         Raises:
             ValueError: an argument has another type or shape.
         """
-        frames = _checked_frames(frames, self.stride)
+        frames = _checked_frames(frames, self.num_frames if self.is_window else self.stride, self.stride)
         streams = frames.shape[0]
         expected = [(streams, *like["shape"]) for like in self.metadata["state"]]
         if [tuple(tensor.shape) for tensor in state] != expected:
@@ -92,6 +95,11 @@ class StreamArtifact:
             raise ValueError(
                 f"first must be bool ({streams},), got {str(first.dtype).removeprefix('torch.')} "
                 f"{tuple(first.shape)}"
+            )
+        if self.is_window and frames.shape[1] != self.num_frames and bool(first.any()):
+            raise ValueError(
+                f"frames must be the {self.num_frames} of a window where a stream begins, "
+                f"got {frames.shape[1]}"
             )
         with torch.inference_mode():
             probabilities, after = self._graph(frames.to(self._device), list(state), first.to(self._device))
@@ -141,7 +149,9 @@ def load_any(path: str | os.PathLike[str], device: str | torch.device = "cpu") -
             output = artifact(frames)
         else:
             artifact = StreamArtifact(graph, metadata, device)
-            output = last_step(artifact, frames, artifact.stride, artifact.initial_state(1))
+            output = on_reference(
+                artifact, metadata["kind"], frames, artifact.stride, artifact.initial_state(1)
+            )
     except (RuntimeError, torch.jit.Error, AssertionError, TypeError) as error:
         raise ArtifactError(
             f"{path} cannot be run on its reference input: {_reason(error)}; export the model again"
@@ -206,16 +216,19 @@ def _load_program(path: str, device: torch.device) -> Callable[..., Any]:
     return program.module(check_guards=False)
 
 
-def _checked_frames(frames: Tensor | np.ndarray, num_frames: int) -> Tensor:
+def _checked_frames(frames: Tensor | np.ndarray, most: int, stride: int | None = None) -> Tensor:
+    """Contiguous; `most` frames, or any multiple of `stride` up to `most`."""
     frames = torch.as_tensor(frames)
+    counts = range(stride or most, most + 1, stride or most)
     if (
         frames.dtype != torch.uint8
         or frames.dim() != 5
-        or frames.shape[1] != num_frames
+        or frames.shape[1] not in counts
         or frames.shape[4] != 3
     ):
+        expected = str(most) if len(counts) == 1 else f"{stride} to {most} in steps of {stride}"
         raise ValueError(
-            f"frames must be uint8 (N, {num_frames}, H, W, 3), RGB last, "
+            f"frames must be uint8 (N, {expected}, H, W, 3), RGB last, "
             f"got {str(frames.dtype).removeprefix('torch.')} {tuple(frames.shape)}"
         )
     return frames.contiguous()  # which compiled code takes for granted

@@ -30,8 +30,12 @@ METADATA_ENTRY = "sifa.json"
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """By precision: how far another machine's probabilities on the reference input may be from the exporter's."""
 
+KINDS = ("clip", "window", "streaming")
+"""What an artifact takes: a clip whole; or a stream's new frames and its state, which is features of every
+step of the window (any model), or of the last step for every SIFA layer (a causal one)."""
+
 _KNOWN = {
-    "kind": ("clip", "streaming"),
+    "kind": KINDS,
     "format": ("torchscript", "aoti", "exported"),
     "sampling": RULES,
     "precision": tuple(TOLERANCES),
@@ -114,6 +118,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def make_metadata(
     model: VideoClassifier,
+    kind: str,
     format: str,
     precision: str,
     state_like: list[Tensor] | None,
@@ -125,14 +130,15 @@ def make_metadata(
 
     Args:
         model: what was exported.
-        format, precision: one of those known.
+        kind, format, precision: one of those known.
         state_like: of a stream, the tensors of its state for no streams, (0, ...); None of a clip.
         frames, probabilities: the reference input and the exporter's output on it.
-        cost: what a clip or a step takes: `operations`, as torch's counter counts them, and `weight_bytes`.
+        cost: what a clip or one step of a stream takes: `operations`, as torch's counter counts them, and
+            `weight_bytes`.
     """
     metadata = {
         "schema_version": SCHEMA_VERSION,
-        "kind": "clip" if state_like is None else "streaming",
+        "kind": kind,
         "format": format,
         "model": {"name": model.name, "config": model.config},
         "labels": list(model.labels),
@@ -251,7 +257,7 @@ def _check_metadata(path: Path, metadata: Any) -> None:
         lambda value: isinstance(value, list) and len(value) == len(labels) and all(map(_is_number, value)),
     )
     field("reference.tolerance", "a number above 0", lambda value: _is_number(value) and value > 0)
-    if metadata["kind"] == "streaming":
+    if metadata["kind"] != "clip":
         field(
             "temporal_stride",
             f"a divisor of num_frames, {num_frames}",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..models import VideoClassifier
 
 Step = Callable[[Tensor, list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
-"""`(frames, state, first) -> (probabilities, state)`: see `sifa.models.streaming.StreamingClassifier`."""
+"""`(frames, state, first) -> (probabilities, state)`: see `sifa.models.streaming.StreamingClassifier` and
+`sifa.models.window.WindowClassifier`."""
 
 
 class FrameClassifier(nn.Module):
@@ -57,10 +58,21 @@ def reference_frames(num_frames: int, input_size: Sequence[int]) -> Tensor:
     return (value & 255).to(torch.uint8).unsqueeze(0)
 
 
-def last_step(step: Step, frames: Tensor, stride: int, state: list[Tensor]) -> Tensor:
-    """The probabilities after the last step of new streams, fed with frames (N, T, H, W, 3)."""
+def on_reference(step: Step, kind: str, frames: Tensor, stride: int, state: list[Tensor]) -> Tensor:
+    """The probabilities of a new stream, of a kind other than clip, that the reference input ends.
+
+    Args:
+        step: the graph.
+        frames: the reference input, (1, T, H, W, 3).
+        stride: frames of one step.
+        state: of one new stream.
+    """
+    calls = list(frames.split(stride, 1))
+    if kind == "window":
+        # A window whose oldest step the second call pushes out, so that what is kept is looked at too.
+        calls = [torch.cat([calls[0], *calls[:-1]], 1), calls[-1]]
     probabilities = torch.empty(0)
-    for begin in range(0, frames.shape[1], stride):
-        first = torch.full((frames.shape[0],), begin == 0, device=frames.device)
-        probabilities, state = step(frames[:, begin : begin + stride].contiguous(), state, first)
+    for index, given in enumerate(calls):
+        first = torch.full((1,), index == 0, device=frames.device)
+        probabilities, state = step(given.contiguous(), state, first)
     return probabilities

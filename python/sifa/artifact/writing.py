@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..ops.motion import decomposed_motion_offset
 from .metadata import (
+    KINDS,
     METADATA_ENTRY,
     STATE_DTYPES,
     TOLERANCES,
@@ -27,7 +28,7 @@ from .metadata import (
     read_metadata,
     this_machine,
 )
-from .networks import FrameClassifier, last_step, reference_frames
+from .networks import FrameClassifier, on_reference, reference_frames
 
 if TYPE_CHECKING:
     from ..models import VideoClassifier
@@ -44,7 +45,7 @@ def export_torchscript(
     path: str | os.PathLike[str],
     *,
     precision: str = "float32",
-    streaming: bool = False,
+    kind: str = "clip",
 ) -> dict[str, Any]:
     """Write `model` as an artifact for TorchScript, in Python or C++, and return its metadata.
 
@@ -57,26 +58,29 @@ def export_torchscript(
         path: the file to write, overwritten if it exists.
         precision: what the network computes in: `"float32"`, `"float16"` or `"bfloat16"`. Preprocessing and
             softmax are in float32 always.
-        streaming: write a graph of one step, for streams; the model must be causal.
+        kind: what the graph takes. `"clip"`: a clip, whole. For streams, new frames and a state:
+            `"window"`, which keeps what comes before the first module that looks at other steps, and
+            computes the rest for the last `num_frames` frames; or `"streaming"`, which computes one step,
+            of a causal model.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
         IsADirectoryError: `path` is a folder.
-        ValueError: the model's labels do not match its outputs, an unknown precision, or a model that cannot
-            be streamed.
+        ValueError: the model's labels do not match its outputs, an unknown precision or kind, or a model
+            that cannot be streamed.
         RuntimeError: the graph does not answer as the model does.
     """
     path = _checked(path)
-    network = _Network(model, precision, streaming)
+    network = _Network(model, precision, kind)
     with torch.inference_mode(), warnings.catch_warnings():
         # TorchScript is deprecated upstream; it is one of the two engines, and named as such.
         warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated", category=DeprecationWarning)
-        if streaming:
+        if network.state_like is not None:
             # What tracing would fix to the example, it says; all of that is scripted, or the same for all.
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             parts = network.module.script_parts()  # type: ignore[operator]
-            graph = torch.jit.freeze(torch.jit.trace(parts, network.example(), check_trace=False))
+            graph = torch.jit.freeze(torch.jit.trace(parts, network.for_tracing(), check_trace=False))
         else:
             graph = torch.jit.freeze(torch.jit.script(network.module))
         metadata = network.metadata("torchscript", graph, path)
@@ -91,21 +95,23 @@ def export_program(
     path: str | os.PathLike[str],
     *,
     precision: str = "float32",
-    streaming: bool = False,
+    kind: str = "clip",
 ) -> dict[str, Any]:
     """Write `model` as a portable program (`.pt2`), for `compile_program`; see `export_torchscript`."""
     path = _checked(path)
-    network = _Network(model, precision, streaming)
+    network = _Network(model, precision, kind)
     from torch.fx.experimental import _config
 
     batch, height, width = (
         torch.export.Dim(name, min=1, max=most)
         for name, most in (("batch", _MAX_BATCH), ("height", _MAX_SIDE), ("width", _MAX_SIDE))
     )
-    example = network.example()
+    example = network.for_tracing()
     sizes: dict[str, Any] = {"frames": {0: batch, 2: height, 3: width}}
-    if streaming:
-        sizes |= {"state": [{0: batch}] * len(example[1]), "first": {0: batch}}
+    if network.state_like is not None:
+        sizes |= {"state": [{0: batch}] * len(network.state_like), "first": {0: batch}}
+    if network.max_steps > 1:
+        sizes["frames"][1] = network.stride * torch.export.Dim("steps", min=1, max=network.max_steps)
     # Oblivious: a batch, a height or a width of 1 is no case of its own.
     with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(network.module, example, dynamic_shapes=sizes, strict=False)
@@ -203,38 +209,51 @@ class _Network:
 
     module: nn.Module
 
-    def __init__(self, model: VideoClassifier, precision: str, streaming: bool) -> None:
-        if precision not in TOLERANCES:
-            raise ValueError(f"precision must be {' or '.join(map(repr, TOLERANCES))}, got {precision!r}")
+    def __init__(self, model: VideoClassifier, precision: str, kind: str) -> None:
+        for name, given, known in (("precision", precision, TOLERANCES), ("kind", kind, KINDS)):
+            if given not in known:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {given!r}")
         self.model = model
         self.precision = precision
+        self.kind = kind
         copied = copy.deepcopy(model).to("cpu", STATE_DTYPES[precision]).eval()
         self.frames = reference_frames(model.num_frames, model.input_size)
         self.state_like: list[Tensor] | None = None
-        if streaming:
+        self.max_steps = 1  # of one call
+        self.module = whole = FrameClassifier(copied).eval()
+        if kind != "clip":
             from ..models.streaming import StreamingClassifier
+            from ..models.window import WindowClassifier
 
-            self.module = stepping = StreamingClassifier(copied)
+            stepping: WindowClassifier | StreamingClassifier
+            stepping = WindowClassifier(copied) if kind == "window" else StreamingClassifier(copied)
+            self.module = stepping
             self.stride = stepping.stride
+            self.max_steps = model.num_frames // self.stride if kind == "window" else 1
             self.state_like = stepping.state_like
-        else:
-            self.module = FrameClassifier(copied)
         self.module.eval()
         # Before anything of it is scripted.
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            self.expected = self._answer(self.module)
-        calls = 1 if self.state_like is None else self.frames.shape[1] // self.stride
+        with torch.inference_mode():
+            # A window's is that of the clip: it shows that nothing depends on the window where it is cut.
+            self.expected = whole(self.frames) if kind == "window" else self._answer(self.module)
+            with FlopCounterMode(display=False) as counter:
+                self.module(*self.example(batch=1, steps=1))
         self.cost = {
-            "operations": counter.get_total_flops() // calls,
+            "operations": counter.get_total_flops(),
             "weight_bytes": sum(p.numel() * p.element_size() for p in self.module.parameters()),
         }
 
-    def example(self) -> tuple[Any, ...]:
-        """Arguments for tracing: a batch of two, since a batch of one could be mistaken for no batch."""
-        frames = self.frames.expand(2, -1, -1, -1, -1)
+    def for_tracing(self) -> tuple[Any, ...]:
+        """Arguments that a tracer mistakes for nothing special: two of what may be any number."""
+        return self.example(batch=2, steps=min(2, self.max_steps))
+
+    def example(self, batch: int, steps: int) -> tuple[Any, ...]:
+        """Arguments: `batch` clips, or `steps` steps of as many streams."""
+        frames = self.frames.expand(batch, -1, -1, -1, -1)
         if self.state_like is None:
             return (frames.contiguous(),)
-        return frames[:, : self.stride].contiguous(), self._state(2), torch.ones(2, dtype=torch.bool)
+        first = torch.ones(batch, dtype=torch.bool)
+        return frames[:, : self.stride * steps].contiguous(), self._state(batch), first
 
     def metadata(self, format: str, graph: Callable[..., Any], path: Path) -> dict[str, Any]:
         """The metadata of a graph made from the network; raises where it answers something else."""
@@ -250,13 +269,20 @@ class _Network:
                 f"by {difference:.1e}, more than {bound:.0e}"
             )
         return make_metadata(
-            self.model, format, self.precision, self.state_like, self.frames, probabilities, self.cost
+            self.model,
+            self.kind,
+            format,
+            self.precision,
+            self.state_like,
+            self.frames,
+            probabilities,
+            self.cost,
         )
 
     def _answer(self, graph: Callable[..., Any]) -> Tensor:
         if self.state_like is None:
             return graph(self.frames)
-        return last_step(graph, self.frames, self.stride, self._state(1))
+        return on_reference(graph, self.kind, self.frames, self.stride, self._state(1))
 
     def _state(self, streams: int) -> list[Tensor]:
         assert self.state_like is not None

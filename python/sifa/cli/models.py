@@ -71,11 +71,21 @@ def export(
             "--streaming", help="The causal variant of the model, as a graph of one step, for streams."
         ),
     ] = False,
+    window: Annotated[
+        bool,
+        typer.Option(
+            "--window",
+            help="Any model, as a graph of a window that slides over a stream: what comes before its first "
+            "SIFA block is computed once per step.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONE file that Python and C++ run: weights, preprocessing, labels, metadata."""
     if weights is not None and random_weights:
         raise typer.BadParameter("give --weights or --random-weights, not both")
+    if streaming and window:
+        raise typer.BadParameter("give --streaming or --window, not both")
     trained = Path(model).exists() or Path(model).name != model
     if trained and (weights is not None or random_weights or num_classes is not None):
         raise typer.BadParameter(
@@ -91,7 +101,8 @@ def export(
                 network.set_num_frames(num_frames)
         else:
             network = _named(model, weights, random_weights, num_frames, num_classes, streaming)
-        metadata = _write(network, output, format, precision, streaming)
+        kind = "streaming" if streaming else "window" if window else "clip"
+        metadata = _write(network, output, format, precision, kind)
     if as_json:
         print(json.dumps({"path": str(output), "metadata": metadata}, indent=1))
         return
@@ -237,12 +248,12 @@ def demo(
 
 
 def _write(
-    network: VideoClassifier, output: Path, format: Format, precision: Precision, streaming: bool
+    network: VideoClassifier, output: Path, format: Format, precision: Precision, kind: str
 ) -> dict[str, Any]:
     """Export in any format; an AOTInductor package by way of the portable program."""
     from ..artifact import compile_program, export_program, export_torchscript
 
-    settings: dict[str, Any] = {"precision": precision.value, "streaming": streaming}
+    settings: dict[str, Any] = {"precision": precision.value, "kind": kind}
     if format is Format.torchscript:
         return export_torchscript(network, output, **settings)
     if format is Format.exported:

@@ -195,10 +195,7 @@ class VideoClassifier(nn.Module):
 
         With the dual branch their softmax is the mean of the two heads' softmaxes.
         """
-        heads = self.forward_heads(clip)
-        if self.head_dual is None:
-            return heads[:, 0]
-        return heads.log_softmax(2).logsumexp(1) - math.log(2)
+        return self.merge_heads(self.forward_heads(clip))
 
     def forward_heads(self, clip: Tensor) -> Tensor:
         """The logits of each head, for the loss: (N, 1, num_classes), or (N, 2, num_classes) if dual.
@@ -212,7 +209,10 @@ class VideoClassifier(nn.Module):
                 f"clip must have {self.num_frames} frames, got {clip.shape[2]}; use set_num_frames "
                 "to change the model"
             )
-        features = self.backbone(stack_frames(clip, self.temporal_stride))
+        return self.heads_of(self.backbone(stack_frames(clip, self.temporal_stride)))
+
+    def heads_of(self, features: Tensor) -> Tensor:
+        """:meth:`forward_heads` from the backbone's output for whole clips, (N * num_steps, ...)."""
         if self.layer4 is None or self.layer4_dual is None or self.head_dual is None:
             return self.head(self.dropout(mean_of_steps(features, self.num_steps))).unsqueeze(1)
         first = self.layer4(features).mean([2, 3])
@@ -224,6 +224,12 @@ class VideoClassifier(nn.Module):
             ],
             1,
         )
+
+    def merge_heads(self, heads: Tensor) -> Tensor:
+        """The logits of :meth:`forward` from those of :meth:`forward_heads`."""
+        if self.head_dual is None:
+            return heads[:, 0]
+        return heads.log_softmax(2).logsumexp(1) - math.log(2)
 
 
 def channels_last(model: VideoClassifier) -> VideoClassifier:

@@ -19,16 +19,21 @@ from ..preprocessing import ClipPreprocessing
 from .classifier import VideoClassifier, stack_frames
 
 
+def mixes_steps(inserted: nn.Module) -> bool:
+    """Whether a step of what an inserted module gives depends on other steps of the clip."""
+    return not isinstance(inserted, GlobalContext) or inserted.over_time
+
+
 def find_non_causal(model: nn.Module) -> str | None:
     """The first inserted module that looks at later steps, as ``type at name``; None if none does."""
     for name, module in model.named_modules():
         if not isinstance(module, Insertion):
             continue
         inserted = module.inserted
-        causal = (
+        is_causal = (
             isinstance(inserted, SIFA) and inserted.frame_shift <= 0 and inserted.offset_from != "clip"
-        ) or (isinstance(inserted, GlobalContext) and not inserted.over_time)
-        if not causal:
+        )
+        if mixes_steps(inserted) and not is_causal:
             return f"{type(inserted).__name__} at {name}"
     return None
 
@@ -65,7 +70,7 @@ class StreamingClassifier(nn.Module):
         model = copy.deepcopy(model).eval()
         model.set_num_frames(model.temporal_stride)
         self.stride = model.temporal_stride
-        self.stem: nn.Module = _Stem(model)
+        self.stem: nn.Module = Stem(model, max_steps=1)
         self.backbone = model.backbone
         self.head = model.head
         places = [m for m in model.modules() if isinstance(m, Insertion) and isinstance(m.inserted, SIFA)]
@@ -122,19 +127,25 @@ class StreamingClassifier(nn.Module):
         return self
 
 
-class _Stem(nn.Module):
-    """The frames of one step to the backbone's input: checked, preprocessed, stacked."""
+class Stem(nn.Module):
+    """The frames of one or more steps to the backbone's input: checked, preprocessed, stacked."""
 
-    def __init__(self, model: VideoClassifier) -> None:
+    def __init__(self, model: VideoClassifier, max_steps: int) -> None:
         super().__init__()
         self.preprocessing = ClipPreprocessing(model.input_size, model.crop_fraction, model.mean, model.std)
         self.stride = model.temporal_stride
+        self.max_steps = max_steps
         self.dtype = model.head.weight.dtype
 
     def forward(self, frames: Tensor) -> Tensor:
         clip = self.preprocessing(frames)
-        if clip.shape[2] != self.stride:
-            raise ValueError(f"frames must be the {self.stride} of one step, got {clip.shape[2]}")
+        given = clip.shape[2]
+        steps = given // self.stride
+        if steps < 1 or steps > self.max_steps or given != steps * self.stride:
+            expected = f"the {self.stride} of one step"
+            if self.max_steps > 1:
+                expected = f"those of 1 to {self.max_steps} steps, {self.stride} of each"
+            raise ValueError(f"frames must be {expected}, got {given}")
         return stack_frames(clip.to(self.dtype), self.stride)
 
 

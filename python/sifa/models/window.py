@@ -1,0 +1,157 @@
+"""Any classifier on a window that slides over a stream: what does not depend on the window is computed once.
+
+Up to the first inserted module that looks at other steps (SIFA, a clip-wide context) a step's features are
+its own. They are kept as the state, one row per step of the window; a call computes those of the new steps
+only, and the rest of the network on the whole window.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..insertion import Insertion
+from .classifier import VideoClassifier
+from .streaming import Stem, mixes_steps
+
+
+class WindowClassifier(nn.Module):
+    """Classifies the last ``model.num_frames`` frames of streams: what a window's artifact computes.
+
+    The first call of a stream takes ``num_frames`` frames, each further one the frames of 1 to ``num_steps``
+    steps. The probabilities are those of the clip model on the last ``num_frames`` frames.
+
+    Args:
+        model: any classifier (``sifa.create_model``) with the attributes ``input_size``, ``crop_fraction``,
+            ``mean`` and ``std``. A copy of it is used, in evaluation mode.
+
+    Attributes:
+        stride: frames of one step.
+        state_like: a list of one empty tensor, (0, num_steps, ...), of the shape and dtype of the state: what
+            the backbone's first block that looks at other steps is given, for every step of the window.
+    """
+
+    def __init__(self, model: VideoClassifier) -> None:
+        super().__init__()
+        model = copy.deepcopy(model).eval()
+        self.stride = model.temporal_stride
+        self.stem: nn.Module = Stem(model, model.num_steps)
+        self.model = model
+        window, like = _split(model)
+        self._window = [window]  # a plain list: it is part of the backbone already
+        self.state_like = [like]
+
+    def forward(self, frames: Tensor, state: list[Tensor], first: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Move the windows of N streams on.
+
+        Args:
+            frames: (N, F, H, W, 3) uint8 RGB, the next frames of every stream, of whole steps; all
+                ``num_frames`` of a window for streams that begin.
+            state: what the previous call returned; anything of its shape for streams that begin.
+            first: (N,) bool, as for :class:`StreamingClassifier`; what it says is in the frames already.
+
+        Returns:
+            Probabilities, float32 (N, num_classes), and the next state.
+        """
+        (window,) = self._window
+        window.begin(state[0])
+        heads = self.model.heads_of(self.model.backbone(self.stem(frames)))
+        return torch.softmax(self.model.merge_heads(heads).float(), dim=1), [window.end()]
+
+    def script_parts(self) -> WindowClassifier:
+        """Script, in place, what looks at its input's sizes, so that the rest can be traced.
+
+        See :meth:`StreamingClassifier.script_parts`.
+        """
+        self.stem = torch.jit.script(self.stem)
+        self._window[0].join = torch.jit.script(self._window[0].join)
+        return self
+
+
+class _Window(nn.Module):
+    """A block of the backbone that is shown features of the new steps, and sees those of the whole window.
+
+    ``begin`` gives it the features of the window before, and ``end`` takes those of the new one away: between
+    two calls it holds nothing.
+    """
+
+    def __init__(self, block: nn.Module, num_steps: int, channels_last: bool) -> None:
+        super().__init__()
+        self.block = block
+        self.join: nn.Module = _Join(num_steps, channels_last)
+        self._features: Tensor | None = None
+
+    def begin(self, features: Tensor) -> None:
+        self._features = features
+
+    def end(self) -> Tensor:
+        features, self._features = self._features, None
+        assert features is not None
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded, self._features = self.join(x, self._features)
+        return self.block(folded)
+
+
+class _Join(nn.Module):
+    """Features of the new steps, (N * F, ...), and of the last window, (N, num_steps, ...), to the new one's.
+
+    Returned folded, (N * num_steps, ...), as the backbone has them, and as the next state. ``channels_last``:
+    the backbone's are maps (N * F, C, H, W) in channels-last memory, the state's (N, num_steps, H, W, C).
+    """
+
+    def __init__(self, num_steps: int, channels_last: bool) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.channels_last = channels_last
+
+    def forward(self, new: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        if self.channels_last:
+            new = new.permute(0, 2, 3, 1)
+        steps = new.shape[0] // last.shape[0]
+        new = new.unflatten(0, [last.shape[0], steps])
+        window = torch.cat([last, new], 1).narrow(1, steps, self.num_steps)
+        window = window.clone(memory_format=torch.contiguous_format)
+        folded = window.flatten(0, 1)
+        if self.channels_last:
+            folded = folded.permute(0, 3, 1, 2)
+        return folded, window
+
+
+def _split(model: VideoClassifier) -> tuple[_Window, Tensor]:
+    """Put a ``_Window`` where the backbone first looks at other steps; with an empty tensor of its state.
+
+    That is the outermost block with such a module in it that is no mere sequence of blocks: everything that
+    a backbone computes goes through it. In a backbone without one it is behind the last block.
+    """
+    first = None
+    for name, module in model.backbone.named_modules():
+        if isinstance(module, Insertion) and not mixes_steps(module.inserted):
+            module.num_steps = 1  # so that it takes any number of steps
+        elif isinstance(module, Insertion) and first is None:
+            first = name
+    if first is None:
+        model.backbone = nn.Sequential(model.backbone, nn.Identity())
+        first = "1"
+    parent, name, block = model.backbone, "", model.backbone
+    for name in first.split("."):
+        block = parent.get_submodule(name)
+        if not isinstance(block, nn.Sequential):
+            break
+        parent = block
+
+    seen: list[Tensor] = []
+    hook = block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(model.head.weight.new_zeros(1, 3, model.num_frames, *model.input_size))
+    hook.remove()
+    features = seen[0]
+    channels_last = features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    if channels_last:
+        features = features.permute(0, 2, 3, 1)
+    window = _Window(block, model.num_steps, channels_last)
+    setattr(parent, name, window)
+    return window, torch.empty(0, model.num_steps, *features.shape[1:], dtype=features.dtype)
