@@ -35,7 +35,6 @@ std::vector<float> last_outputs(Engine& engine, const Metadata& metadata, Frames
   std::vector<at::Tensor> state = engine.new_state(metadata, 1);
   Frames step = clip;
   step.frames = metadata.temporal_stride;
-  std::vector<float> outputs;
   if (metadata.kind == "window") {
     // A window whose oldest step the second call pushes out, so that what is kept is looked at too.
     std::vector<std::uint8_t> window(clip.data, clip.data + step_bytes);
@@ -46,6 +45,7 @@ std::vector<float> last_outputs(Engine& engine, const Metadata& metadata, Frames
     step.data += others;
     return engine.step(step, state, {false});
   }
+  std::vector<float> outputs;
   for (std::int64_t begin = 0; begin < metadata.num_frames; begin += step.frames) {
     outputs = engine.step(step, state, {begin == 0});
     step.data += step_bytes;

@@ -30,6 +30,8 @@ struct Slot {
   std::vector<at::Tensor> state;     // of a model with a state, tensors (1, ...)
 };
 
+constexpr std::int64_t kMaxPushed = std::int64_t{1} << 62;  // of a saved stream: it can go on counting
+
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 // --- Saved streams
@@ -97,6 +99,11 @@ struct StreamBatch::Impl {
 
   const Metadata& metadata() const { return model.metadata; }
   bool is_stateful() const { return metadata().kind != "clip"; }
+
+  // Whether the next frame goes with earlier ones, in a prediction that frames of one size are asked for.
+  bool has_size(const Slot& slot) const {
+    return slot.count > 0 || (metadata().kind == "window" && slot.has_begun);
+  }
 
   Slot& slot(std::size_t stream) {
     if (stream >= slots.size()) {
@@ -221,7 +228,7 @@ bool StreamBatch::push(std::size_t stream, const Frame& frame) {
            ", a side must be 1 to 65536 pixels");
   }
   if (slot.pushed % impl_->frame_stride == 0) {
-    if (slot.count > 0 && (frame.height != slot.height || frame.width != slot.width)) {
+    if (impl_->has_size(slot) && (frame.height != slot.height || frame.width != slot.width)) {
       refuse("stream " + std::to_string(stream) + " has frames of " + size_of(slot.height, slot.width) +
              ", got one of " + size_of(frame.height, frame.width) + "; reset the stream to change the size");
     }
@@ -322,9 +329,11 @@ void StreamBatch::restore(std::size_t stream, const std::vector<std::uint8_t>& b
   for (std::int64_t* number : {&saved.pushed, &saved.count, &saved.height, &saved.width})
     *number = reader.number<std::int64_t>();
   saved.has_begun = reader.number<std::uint8_t>() != 0;
-  const bool is_sane = saved.pushed >= 0 && saved.count >= 0 && saved.count < impl_->due_at(saved) &&
-                       saved.height >= 0 && saved.height <= kMaxExtent && saved.width >= 0 &&
-                       saved.width <= kMaxExtent;
+  const std::int64_t least = impl_->has_size(saved) ? 1 : 0;
+  const bool is_sane = saved.count >= 0 && saved.count < impl_->due_at(saved) &&
+                       saved.pushed >= (saved.has_begun ? impl_->window : saved.count) &&
+                       saved.pushed <= kMaxPushed && saved.height >= least && saved.height <= kMaxExtent &&
+                       saved.width >= least && saved.width <= kMaxExtent;
   if (!is_sane) refuse("the saved stream is damaged: its counts contradict each other");
   const auto size = static_cast<std::size_t>(saved.count * saved.height * saved.width * 3);
   const std::uint8_t* frames = reader.take(size);

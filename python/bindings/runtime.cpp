@@ -198,7 +198,7 @@ PYBIND11_MODULE(runtime, module) {
       module, "Stream",
       "One live video through one model: push its frames, get a prediction whenever one is due.\n\n"
       "A clip's model is run on the last frames, whole; a window's (`sifa export --window`) gives the same\n"
-      "and computes what comes before its first SIFA block once per frame; a causal one (`--streaming`)\n"
+      "and computes what does not depend on the window once per step; a causal one (`--streaming`)\n"
       "keeps a state, and a step costs the same however long the history.");
   stream
       .def(py::init([](const std::filesystem::path& path, const std::string& device,

@@ -1,4 +1,5 @@
 // Streams in C++, in both engines: every step equals the clip model, for any length of history.
+#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -17,8 +18,9 @@ using sifa::StreamPrediction;
 
 constexpr int kHeight = 40;
 constexpr int kWidth = 48;
-constexpr int kPeriod = 256;  // of `pattern`, in frames
-constexpr int kStride = 4;    // frames of a step of stream.pt
+constexpr int kPeriod = 256;            // of `pattern`, in frames
+constexpr int kStride = 4;              // frames of a step of stream.pt and window.pt
+constexpr std::size_t kMagicSize = 14;  // bytes before the checksum of a saved stream
 
 // Frame `index` of an endless video: `stream_frames` of make_runtime_data.py.
 sifa::Frame frame(std::int64_t index) {
@@ -245,6 +247,45 @@ TEST(Window, OfABatchIsAsIfAlone) {
   }
 }
 
+// Of bytes behind the magic and the checksum itself (IEEE 802.3).
+void correct_checksum(std::vector<std::uint8_t>& saved) {
+  std::uint32_t checksum = ~0u;
+  for (std::size_t i = kMagicSize + 4; i < saved.size(); ++i) {
+    checksum ^= saved[i];
+    for (int bit = 0; bit < 8; ++bit) checksum = checksum >> 1 ^ (checksum & 1 ? 0xedb88320u : 0u);
+  }
+  checksum = ~checksum;
+  std::memcpy(&saved[kMagicSize], &checksum, sizeof checksum);
+}
+
+// Whoever can write the bytes can write their checksum.
+TEST(Saved, IsRefusedIfItsCountsCannotBe) {
+  constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
+  struct Forgery {
+    std::size_t number;  // of pushed, count, height, width
+    std::int64_t value;
+  };
+  for (const char* file : {"stream.pt", "window.pt", "model.pt"}) {
+    Stream stream(data(file), every_frame());
+    feed(stream, 0, 14);
+    const std::vector<std::uint8_t> saved = stream.save();
+    std::vector<std::uint8_t> unchanged = saved;
+    correct_checksum(unchanged);
+    ASSERT_EQ(unchanged, saved);
+    stream.restore(unchanged);
+    for (const auto& [number, value] :
+         {Forgery{0, -1}, {0, 1}, {0, kHuge}, {1, -1}, {1, 100}, {2, 0}, {3, 0}, {3, kHuge}}) {
+      std::vector<std::uint8_t> forged = saved;
+      std::memcpy(&forged[kMagicSize + 8 + 8 * number], &value, sizeof value);
+      correct_checksum(forged);
+      std::string message;
+      EXPECT_EQ(code_of([&] { stream.restore(forged); }, &message), ErrorCode::kInvalidArgument);
+      EXPECT_NE(message.find("counts contradict"), std::string::npos) << file << number << message;
+    }
+    EXPECT_EQ(stream.save(), saved);
+  }
+}
+
 TEST(Saved, IsRefusedUnlessItIsWhole) {
   Stream stream(data("stream.pt"), every_frame());
   feed(stream, 0, kStride + 1);
@@ -318,6 +359,16 @@ TEST(Streams, RefuseFrames) {
   EXPECT_FALSE(batch.push(0, frame(2)));
   EXPECT_TRUE(batch.push(0, frame(3)));
   EXPECT_EQ(message_of(0, frame(4)), "stream 0 has a prediction due: run it before its next frame");
+  // What a window keeps is of frames of one size, also where it waits for none.
+  Stream window(data("window.pt"), every_frame());
+  feed(window, 0, 12);
+  const sifa::Frame smaller{frame(0).data, 20, kWidth};
+  std::string message;
+  EXPECT_EQ(code_of([&] { window.push(smaller); }, &message), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(message,
+            "stream 0 has frames of 40 x 48, got one of 20 x 48; reset the stream to change the size");
+  window.reset();
+  EXPECT_FALSE(window.push(smaller).has_value());
   // The refusals have left no trace.
   Stream alone(data("stream.pt"), every_frame());
   EXPECT_EQ(batch.run()[0]->probabilities, feed(alone, 0, kStride)[0].probabilities);

@@ -200,6 +200,10 @@ def test_a_window_checks_its_frames(paths):
             artifact(some_frames(1, count, 20, 20), state, ~first)
     with pytest.raises(ValueError, match="frames must be the 8 of a window where a stream begins, got 4"):
         artifact(some_frames(1, 4, 20, 20), state, first)
+    with pytest.raises(
+        ValueError, match="as initial_state.* makes them, got 1 of shapes .* types .'float16'"
+    ):
+        artifact(some_frames(1, 4, 20, 20), [state[0].half()], ~first)
 
 
 def changed(source, target, change, code=None):
@@ -230,6 +234,20 @@ def changed(source, target, change, code=None):
             3,
             "temporal_stride must be a divisor of num_frames, 8",
         ),
+        (("window", "torchscript"), "state", [], "state must be a list of 1 to 1024 objects"),
+        (
+            ("window", "torchscript"),
+            "state",
+            [{"shape": [2, 8, 8, 48], "dtype": "float16"}],
+            "cannot be run on its reference input: .*float32",
+        ),
+        (
+            ("window", "torchscript"),
+            "state",
+            [{"shape": [3, 8, 8, 48], "dtype": "float32"}],
+            "cannot be run on its reference input: .*state must be 1 tensors",
+        ),
+        (("window", "torchscript"), "temporal_stride", 3, "temporal_stride must be a divisor of num_frames"),
         (("clip", "torchscript"), "temporal_stride", None, "temporal_stride must be an integer from 1 to 8"),
         (("clip", "torchscript"), "format", "exported", "cannot load .*changed.pt"),
         (

@@ -283,6 +283,15 @@ def test_benchmark_states_a_roofline(data: Path) -> None:
     assert benchmark(data / "no_cost.pt", "--rounds", 1)["roofline"] is None
 
 
+def test_benchmark_of_a_window(tmp_path: Path) -> None:
+    """One step a round, whatever the hop: that is what the roofline is of."""
+    model = sifa.create_model("sifa_tiny", num_classes=3, num_frames=16, input_size=32)
+    cost = export_torchscript(model, tmp_path / "window.pt", kind="window")["cost"]
+    result = benchmark(tmp_path / "window.pt", "--batch", 2, "--rounds", 2, "--hop", 8)
+    assert (result["kind"], result["batch"]) == ("window", 2)
+    assert result["roofline"]["gflop"] == pytest.approx(2 * cost["operations"] / 1e9)
+
+
 def test_benchmark_refuses_a_video_for_several(data: Path) -> None:
     result = sifa_run(data / "model.pt", data / "clip.mkv", "--benchmark", "--batch", 2)
     assert_fails(result, 2, "one clip at a time only")

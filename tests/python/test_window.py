@@ -9,7 +9,9 @@ import sifa
 import torch
 from lively import lively_model, moving_blocks
 from sifa.artifact import FrameClassifier
+from sifa.models import VideoClassifier
 from sifa.models.window import WindowClassifier
+from torch import nn
 
 STRIDE = 4
 STEPS = 3  # of the window
@@ -39,6 +41,10 @@ def new_state(window, streams):
         ("sifa_resnet18", {}, "layer2.0"),  # its clip-wide context
         ("sifa_resnet18", {"global_context": "frame"}, "layer2.1"),
         ("sifa_resnet18", {"stages": (4,)}, "1"),  # of the two branches, behind the backbone
+        ("sifa_resnet18", {"dual_branch": True}, "layer2.0"),
+        ("sifa_tiny", {"num_frames": STRIDE, "kernel_size": 1}, "layer2.1"),
+        ("sifa_tiny", {"temporal": "shift"}, "layer2.1"),
+        ("sifa_tiny", {"streaming": True}, "layer2.1"),
         ("sifa_swin_tiny", {}, "layers.0"),
         ("sifa_mobilenetv4_small", {}, "blocks.2.1"),
         ("sifa_convnext_atto", {}, "stages.1"),
@@ -47,15 +53,16 @@ def new_state(window, streams):
 @torch.no_grad()
 def test_equals_the_clip_model_on_the_same_frames(name, options, first):
     model, frames = make(name, **options), videos(STEPS + 6)
+    length = model.num_steps
     classifier, window = FrameClassifier(model), WindowClassifier(model)
     cut = [name for name, module in window.model.backbone.named_modules() if hasattr(module, "join")]
     assert cut == [first]
     state, end, answers = new_state(window, 2), 0, []
-    for steps in (STEPS, 1, 2, STEPS):
+    for steps in (length, 1, min(2, length), length):
         given = frames[:, end * STRIDE : (end + steps) * STRIDE]
         answer, state = window(given, state, torch.full((2,), end == 0))
         end += steps
-        expected = classifier(frames[:, (end - STEPS) * STRIDE : end * STRIDE])
+        expected = classifier(frames[:, (end - length) * STRIDE : end * STRIDE])
         torch.testing.assert_close(answer, expected.to(answer.dtype), rtol=0, atol=1e-5)
         answers.append(answer)
     assert (answers[1] - answers[0]).abs().max() > 1e-4  # windows differ: the comparison can fail
@@ -95,3 +102,55 @@ def test_the_state_is_an_argument():
         given = videos(STEPS + 1)[:, :count]
         with pytest.raises(ValueError, match=f"frames must be those of 1 to 3 steps, 4 of each, got {count}"):
             window(given, state, going_on)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x, scale=1.0):
+        return self.conv(x) * scale
+
+
+class Backbone(nn.Module):
+    """Two blocks behind a convolution, called in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.stem = nn.Conv2d(3 * STRIDE, 8, 3, 2, 1)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        first, second = self.blocks
+        features = {
+            "in order": lambda: second(first(x)),
+            "beside a skip": lambda: x + second(first(x)),
+            "twice": lambda: second(second(first(x))),
+            "with an argument": lambda: second(first(x), scale=2.0),
+        }[self.way]()
+        return features.mean((2, 3))
+
+
+@pytest.mark.parametrize("way", ["in order", "beside a skip", "twice", "with an argument"])
+@torch.no_grad()
+def test_a_backbone_that_does_not_go_through_one_block_is_refused(way):
+    example = torch.zeros(STEPS, 3 * STRIDE, 16, 16)
+    backbone = sifa.insert(Backbone("in order"), "blocks.1.conv", STEPS, layout="NCHW", example=example)
+    backbone.way = way
+    model = VideoClassifier(backbone, 8, 5, STEPS * STRIDE, STRIDE, 0.0).double().eval()
+    model.input_size, model.crop_fraction = (16, 16), 1.0
+    model.mean, model.std = (0.5,) * 3, (0.25,) * 3
+    if way == "in order":
+        window = WindowClassifier(model)
+        frames = torch.randint(0, 256, (1, (STEPS + 1) * STRIDE, 20, 20, 3), dtype=torch.uint8)
+        _, state = window(frames[:, :-STRIDE], new_state(window, 1), torch.ones(1, dtype=torch.bool))
+        answer, _ = window(frames[:, -STRIDE:], state, torch.zeros(1, dtype=torch.bool))
+        torch.testing.assert_close(answer, FrameClassifier(model)(frames[:, STRIDE:]), rtol=0, atol=1e-5)
+        return
+    with pytest.raises(
+        ValueError, match=r"cannot slide as a window: .* backbone.blocks.1 once, as one tensor"
+    ):
+        WindowClassifier(model)

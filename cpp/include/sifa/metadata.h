@@ -27,7 +27,8 @@ struct CompiledFor {
 struct Metadata {
   int schema_version = 0;
   /// "clip": `num_frames` frames in, one prediction out. Of a stream, with a state in and out: "window":
-  /// `num_frames` frames, then any multiple of `temporal_stride` of new ones; "streaming": `temporal_stride`
+  /// `num_frames` frames, then new ones, any multiple of `temporal_stride` up to `num_frames`; "streaming":
+  /// always `temporal_stride` frames
   std::string kind;
   /// "torchscript", "aoti" (a package compiled by AOTInductor), or "exported" (what `sifa compile` makes one
   /// of, which this runtime cannot run)

@@ -74,7 +74,7 @@ SIFA_API sifa_status sifa_classifier_classify_video(const sifa_classifier* class
 
 /* --- Streams -------------------------------------------------------------------------------------------- */
 
-/* A loaded model of either kind, and the streams that go through it; see sifa/stream.h. */
+/* A loaded model of any kind, and the streams that go through it; see sifa/stream.h. */
 typedef struct sifa_streams sifa_streams;
 
 /* Loads a model file for `count` streams. `frame_stride` is every how many of the frames pushed one is used,

@@ -1,9 +1,9 @@
 // Classifies live video: push frames one by one, get a prediction whenever one is due.
 //
 // What a model file is decides how. A clip's model is run on the last frames, whole. A window's
-// (`sifa export --window`) gives the same, and computes what comes before its first SIFA block once per
-// frame. A causal model's (`--streaming`) keeps a feature map per SIFA layer, and a step costs what its own
-// frames cost, however long the history.
+// (`sifa export --window`) gives the same, and computes what does not depend on the window once per step: all
+// before its first block with SIFA or a context of the whole clip. A causal model's (`--streaming`) keeps a
+// feature map per SIFA layer, and a step costs what its own frames cost, however long the history.
 #pragma once
 
 #include <cstdint>
@@ -41,15 +41,15 @@ struct StreamPrediction {
   std::int64_t frame = 0;  ///< the newest frame in it, counted from 0 as pushed since the last reset
 };
 
-/// Several streams through one model. Streams that are due at the same time, with frames of the same size, go
-/// through it as one batch; each has its own state and its own reset. Movable, not copyable; calls on one
-/// instance are serialised.
+/// Several streams through one model. Streams that are due at the same time, with as many frames of the same
+/// size, go through it as one batch; each has its own state and its own reset. Movable, not copyable; calls
+/// on one instance are serialised.
 ///
 /// Every function that can fail throws `Error` and nothing else, std::bad_alloc excepted, and leaves the
 /// streams as they were.
 class SIFA_API StreamBatch {
  public:
-  /// Loads the model file `path`, of either kind, for `streams` streams (1 to 65536). Throws what the
+  /// Loads the model file `path`, of any kind, for `streams` streams (1 to 65536). Throws what the
   /// constructor of Classifier throws, and Error(kInvalidArgument) for an option out of its range.
   StreamBatch(const std::string& path, std::size_t streams, const StreamOptions& options = {});
   ~StreamBatch();

@@ -75,7 +75,7 @@ class StreamArtifact:
             frames: uint8 `(N, stride, H, W, 3)` RGB, the next frames of every stream. For a window a multiple
                 of `stride` up to `num_frames`, and `num_frames` of them where a stream begins.
             state: `initial_state(N)`, or what the previous step returned.
-            first: bool `(N,)`: the stream begins with this step, whatever its row of the state holds.
+            first: bool `(N,)`: the stream begins with these frames, whatever its row of the state holds.
 
         Returns:
             Probabilities, float32 `(N, num_classes)`, and the next state.
@@ -85,11 +85,14 @@ class StreamArtifact:
         """
         frames = _checked_frames(frames, self.num_frames if self.is_window else self.stride, self.stride)
         streams = frames.shape[0]
-        expected = [(streams, *like["shape"]) for like in self.metadata["state"]]
-        if [tuple(tensor.shape) for tensor in state] != expected:
+        expected = [
+            ((streams, *like["shape"]), STATE_DTYPES[like["dtype"]]) for like in self.metadata["state"]
+        ]
+        if [(tuple(tensor.shape), tensor.dtype) for tensor in state] != expected:
             raise ValueError(
                 f"state must be {len(expected)} tensors of {streams} rows, as initial_state({streams}) makes "
-                f"them, got {len(state)} of shapes {[tuple(tensor.shape) for tensor in state]}"
+                f"them, got {len(state)} of shapes {[tuple(tensor.shape) for tensor in state]} and types "
+                f"{[str(tensor.dtype).removeprefix('torch.') for tensor in state]}"
             )
         if first.dtype != torch.bool or first.shape != (streams,):
             raise ValueError(
@@ -117,12 +120,15 @@ def load_artifact(path: str | os.PathLike[str], device: str | torch.device = "cp
     """
     artifact = load_any(path, device)
     if not isinstance(artifact, Artifact):
-        raise ArtifactError(f"{path} is a stream's, not a clip's: load it with load_stream")
+        raise ArtifactError(
+            f"{path} is a stream's, not a clip's: load it with load_stream, or export it without --window or "
+            "--streaming"
+        )
     return artifact
 
 
 def load_stream(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> StreamArtifact:
-    """Load an artifact of a stream and run it on its reference input, step by step; see `load_artifact`."""
+    """Load an artifact of a stream and run it on its reference input; see `load_artifact`."""
     artifact = load_any(path, device)
     if not isinstance(artifact, StreamArtifact):
         raise ArtifactError(f"{path} is a clip's, not a stream's: load it with load_artifact")
@@ -152,7 +158,7 @@ def load_any(path: str | os.PathLike[str], device: str | torch.device = "cpu") -
             output = on_reference(
                 artifact, metadata["kind"], frames, artifact.stride, artifact.initial_state(1)
             )
-    except (RuntimeError, torch.jit.Error, AssertionError, TypeError) as error:
+    except (RuntimeError, torch.jit.Error, AssertionError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} cannot be run on its reference input: {_reason(error)}; export the model again"
         ) from error

@@ -220,7 +220,7 @@ class _Network:
         self.frames = reference_frames(model.num_frames, model.input_size)
         self.state_like: list[Tensor] | None = None
         self.max_steps = 1  # of one call
-        self.module = whole = FrameClassifier(copied).eval()
+        self.module = whole = FrameClassifier(copied)
         if kind != "clip":
             from ..models.streaming import StreamingClassifier
             from ..models.window import WindowClassifier

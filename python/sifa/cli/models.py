@@ -75,8 +75,8 @@ def export(
         bool,
         typer.Option(
             "--window",
-            help="Any model, as a graph of a window that slides over a stream: what comes before its first "
-            "SIFA block is computed once per step.",
+            help="The model as a graph of a window that slides over a stream: what comes before its first "
+            "block with SIFA or a clip-wide context is computed once per step.",
         ),
     ] = False,
     as_json: AsJson = False,

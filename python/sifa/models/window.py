@@ -1,4 +1,4 @@
-"""Any classifier on a window that slides over a stream: what does not depend on the window is computed once.
+"""A classifier on a window that slides over a stream: what does not depend on the window is computed once.
 
 Up to the first inserted module that looks at other steps (SIFA, a clip-wide context) a step's features are
 its own. They are kept as the state, one row per step of the window; a call computes those of the new steps
@@ -8,12 +8,13 @@ only, and the rest of the network on the whole window.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..insertion import Insertion
-from .classifier import VideoClassifier
+from .classifier import VideoClassifier, stack_frames
 from .streaming import Stem, mixes_steps
 
 
@@ -31,6 +32,10 @@ class WindowClassifier(nn.Module):
         stride: frames of one step.
         state_like: a list of one empty tensor, (0, num_steps, ...), of the shape and dtype of the state: what
             the backbone's first block that looks at other steps is given, for every step of the window.
+
+    Raises:
+        ValueError: the backbone cannot be cut before that block: not all that the block and those behind it
+            see goes through it, as one tensor, once.
     """
 
     def __init__(self, model: VideoClassifier) -> None:
@@ -39,9 +44,9 @@ class WindowClassifier(nn.Module):
         self.stride = model.temporal_stride
         self.stem: nn.Module = Stem(model, model.num_steps)
         self.model = model
-        window, like = _split(model)
+        window, features = _split(model)
         self._window = [window]  # a plain list: it is part of the backbone already
-        self.state_like = [like]
+        self.state_like = [features.new_empty(0, *features.shape[1:], device="cpu")]
 
     def forward(self, frames: Tensor, state: list[Tensor], first: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Move the windows of N streams on.
@@ -113,6 +118,8 @@ class _Join(nn.Module):
             new = new.permute(0, 2, 3, 1)
         steps = new.shape[0] // last.shape[0]
         new = new.unflatten(0, [last.shape[0], steps])
+        # Not `cat([last[:, steps:], new], 1)`, of which AOTInductor makes something else (torch 2.14), and
+        # not `contiguous()`, which binds an exported program to batches of more than one.
         window = torch.cat([last, new], 1).narrow(1, steps, self.num_steps)
         window = window.clone(memory_format=torch.contiguous_format)
         folded = window.flatten(0, 1)
@@ -122,10 +129,13 @@ class _Join(nn.Module):
 
 
 def _split(model: VideoClassifier) -> tuple[_Window, Tensor]:
-    """Put a ``_Window`` where the backbone first looks at other steps; with an empty tensor of its state.
+    """Put a ``_Window`` where the backbone first looks at other steps; with a state (1, num_steps, ...).
 
-    That is the outermost block with such a module in it that is no mere sequence of blocks: everything that
-    a backbone computes goes through it. In a backbone without one it is behind the last block.
+    That is the outermost block with such a module in it, a sequence or list of blocks being none. In a
+    backbone without one it is behind the last block.
+
+    Raises:
+        ValueError: see :class:`WindowClassifier`.
     """
     first = None
     for name, module in model.backbone.named_modules():
@@ -136,22 +146,57 @@ def _split(model: VideoClassifier) -> tuple[_Window, Tensor]:
     if first is None:
         model.backbone = nn.Sequential(model.backbone, nn.Identity())
         first = "1"
-    parent, name, block = model.backbone, "", model.backbone
-    for name in first.split("."):
-        block = parent.get_submodule(name)
-        if not isinstance(block, nn.Sequential):
-            break
-        parent = block
+    path = first.split(".")
+    depth = 1
+    while _is_sequence(model.backbone.get_submodule(".".join(path[:depth]))):
+        depth += 1
+    place = ".".join(path[:depth])
+    block = model.backbone.get_submodule(place)
 
-    seen: list[Tensor] = []
-    hook = block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = block.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(1, 3, model.num_frames, *model.input_size, generator=generator)
+    clip = clip.to(model.head.weight)
     with torch.no_grad():
-        model(model.head.weight.new_zeros(1, 3, model.num_frames, *model.input_size))
+        expected = model(clip)
     hook.remove()
-    features = seen[0]
+    if len(calls) != 1 or calls[0][1] or len(calls[0][0]) != 1 or not isinstance(calls[0][0][0], Tensor):
+        raise _cannot_be_cut(place)
+    features: Tensor = calls[0][0][0]
     channels_last = features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last)
     if channels_last:
         features = features.permute(0, 2, 3, 1)
+    state = features.unsqueeze(0)
     window = _Window(block, model.num_steps, channels_last)
-    setattr(parent, name, window)
-    return window, torch.empty(0, model.num_steps, *features.shape[1:], dtype=features.dtype)
+    model.backbone.set_submodule(place, window)
+
+    # The last step after a window that ends before it: the same features, and the same answer.
+    window.begin(torch.cat([state[:, :1], state[:, :-1]], 1))
+    last = stack_frames(clip[:, :, -model.temporal_stride :], model.temporal_stride)
+    try:
+        with torch.no_grad():
+            pairs = [(model.merge_heads(model.heads_of(model.backbone(last))), expected)]
+            pairs.append((window.end(), state))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _cannot_be_cut(place) from error
+    bound = torch.finfo(clip.dtype).eps ** 0.5  # half of the digits
+    if not all((here - there).abs().max() <= bound * (1 + there.abs().max()) for here, there in pairs):
+        raise _cannot_be_cut(place)
+    return window, state
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether a module only holds blocks, each of which is given what the one before it gives."""
+    if isinstance(module, nn.ModuleList):
+        return True
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _cannot_be_cut(place: str) -> ValueError:
+    return ValueError(
+        f"this model cannot slide as a window: not everything goes through backbone.{place} once, as one "
+        "tensor; export it as a clip, which slides too, computed whole"
+    )
