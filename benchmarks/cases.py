@@ -38,7 +38,7 @@ class Case:
     sigma: float = 1.0  # of the offsets, in pixels
     kind: str = "attention"  # or "softmax": attention with a softmax on the regular grid; or "block"
     rivals: tuple[str, ...] = (GRID,)
-    variants: bool = False  # also the operator with zero offsets, in other dtypes and on one thread
+    variants: bool = False  # also the operator in other ways: zero offsets, other dtypes, one thread, …
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 OPERATOR, ZERO, ONE_THREAD = "operator", "operator, zero offsets", "operator, 1 thread"
+DETERMINISTIC = "operator, deterministic"  # only the backward on a GPU has two ways
 FORWARD, BOTH = PASSES = ("forward", "forward and backward")
 # Relative to the largest value. The other formulations round their samples to the dtype of the features.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
@@ -87,6 +88,7 @@ class Contestant:
     problem: Problem
     dtype: str
     threads: int | None = None
+    deterministic: bool = False
 
     def run(self, backward: bool) -> list[Tensor]:
         """The output; with ``backward`` also the gradients of the leaves."""
@@ -94,8 +96,12 @@ class Contestant:
         if not backward:
             with torch.no_grad():
                 return [self.function(*(leaf.detach() for leaf in leaves))]
-        output = self.function(*leaves)
-        return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+        torch.use_deterministic_algorithms(self.deterministic)
+        try:
+            output = self.function(*leaves)
+            return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 class Contest:
@@ -147,6 +153,10 @@ class Contest:
             self.contestants[ZERO] = Contestant(operator, self._problem(case.dtype, 0.0), case.dtype)
             if self.device == "cpu" and torch.get_num_threads() > 1:
                 self.contestants[ONE_THREAD] = Contestant(operator, problem, case.dtype, threads=1)
+            if self.device != "cpu":
+                self.contestants[DETERMINISTIC] = Contestant(
+                    operator, problem, case.dtype, deterministic=True
+                )
         functions = {
             GRID: formulations.grid_sampled,
             COMPILED: torch.compile(formulations.grid_sampled, dynamic=False),

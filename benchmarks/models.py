@@ -1,6 +1,6 @@
 """Measures what SIFA adds to a whole network: every family with it and without it, by every engine.
 
-python benchmarks/models.py [--models NAME …] [--rounds N] [--device cuda] [--json FILE]
+python benchmarks/models.py [--models NAME …] [--rounds N] [--device cuda] [--dtype float16] [--json FILE]
 
 Both are the same network but for ``temporal=None``, run on one clip of the card's size, without gradients.
 They are timed in turns, one call each per round. Offsets are random, of one pixel: the zeros of a new model
@@ -63,16 +63,18 @@ def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
     return model
 
 
-def measure(name: str, options: dict, num_rounds: int, device: str) -> dict:
+def measure(name: str, options: dict, num_rounds: int, device: str, dtype: torch.dtype) -> dict:
     """Time a model with and without SIFA, by every engine."""
     torch.manual_seed(0)
     model, plain = (sifa.create_model(name, **options, **without) for without in ({}, {"temporal": None}))
     model, plain = model.to(device), plain.to(device)
     clip = torch.randn(1, 3, model.num_frames, *model.input_size).to(device)
+    with torch.no_grad():
+        rivals = {"with": with_offsets(model, clip).to(dtype), "without": plain.eval().to(dtype)}
+    clip = clip.to(dtype)
     clock = CpuClock() if device == "cpu" else CudaClock()
     row: dict = {"name": name, "options": options, "clip": list(clip.shape)}
     with torch.no_grad():
-        rivals = {"with": with_offsets(model, clip), "without": plain.eval()}
         if not model(clip).isfinite().all():
             raise SystemExit(f"{name}: its output is not finite, so its time would mean nothing")
         for engine, prepare in ENGINES.items():
@@ -104,13 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--models", nargs="*", choices=[name for name, _ in MODELS], help="only these")
     parser.add_argument("--rounds", type=int, default=20, help="at least 2")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {arguments.rounds}")
 
-    facts = description(arguments.device)
+    facts = {**description(arguments.device), "dtype": arguments.dtype}
     print(", ".join(facts.values()))
     print("milliseconds per clip: median (quartiles)\n")
     columns = [
@@ -122,7 +125,8 @@ def main() -> None:
     rows = []
     for name, options in MODELS:
         if not arguments.models or name in arguments.models:
-            rows.append(measure(name, options, arguments.rounds, arguments.device))
+            dtype = getattr(torch, arguments.dtype)
+            rows.append(measure(name, options, arguments.rounds, arguments.device, dtype))
             print(table_line(rows[-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
