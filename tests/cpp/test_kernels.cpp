@@ -160,8 +160,9 @@ Case random_case(uint32_t seed) {
   call.batch = pick({0, 1, 2, 2});
   call.frames = pick({1, 2, 3});
   call.memory_frames = pick({1, 2, 3});
-  call.height = pick({1, 2, 4, 5});
-  call.width = pick({1, 3, 4});
+  // The last are larger than the window that the CPU kernels list a pixel's corners in.
+  call.height = pick({1, 2, 4, 5, 13});
+  call.width = pick({1, 3, 4, 17});
   call.clamp = pick({0, 1});
   if (!call.clamp && pick({0, 0, 0, 0, 1})) call.memory_frames = 0;
   call.frame_shift = std::clamp(pick({-2, -1, 0, 1, 1, 3}), -call.frames, call.memory_frames);
@@ -182,7 +183,7 @@ Case random_case(uint32_t seed) {
   c.query->fill(value);
   c.memory->fill(value);
   c.grad_output->fill(value);
-  const double sigma = pick({0, 1, 3}) * 0.7;
+  const double sigma = pick({0, 1, 3, 9}) * 0.7;
   const double infinity = std::numeric_limits<double>::infinity();
   const double strange[] = {infinity, -infinity, std::nan(""), 6e4, -6e4, 2147483648.0, -1e30, 3e38};
   c.offset->fill([&] {
