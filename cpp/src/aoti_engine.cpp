@@ -14,8 +14,7 @@ class PackageEngine : public Engine {
  public:
   PackageEngine(const std::string& path, const at::Device& device)
       : Engine(device),
-        // Single-threaded it asks the GPU nothing, and so can be recorded.
-        loader_(path, "model", /*run_single_threaded=*/device.is_cuda(), /*num_runners=*/1, device.index()) {}
+        loader_(path, "model", /*run_single_threaded=*/false, /*num_runners=*/1, device.index()) {}
 
  private:
   at::Tensor run_clip(const at::Tensor& clips) override {

@@ -6,7 +6,6 @@
 #include <ATen/Version.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/StreamGuard.h>
 #include <sys/utsname.h>
 #include <torch/headeronly/version.h>
 
@@ -63,12 +62,6 @@ void check_machine(const CompiledFor& compiled_for, const at::Device& device, co
   check("cpu", compiled_for.cpu, here.cpu);
 }
 
-// Only read: the graph's first step makes a tensor of its own.
-at::Tensor tensor_of(const Frames& frames) {
-  return at::from_blob(const_cast<std::uint8_t*>(frames.data),
-                       {frames.clips, frames.frames, frames.height, frames.width, 3}, at::kByte);
-}
-
 std::vector<float> rows(const at::Tensor& output, std::int64_t count) {
   const at::Tensor values = output.to(at::kCPU, at::kFloat).contiguous();
   if (values.dim() != 2 || values.size(0) != count) {
@@ -80,26 +73,17 @@ std::vector<float> rows(const at::Tensor& output, std::int64_t count) {
 
 }  // namespace
 
-Engine::Engine(at::Device device)
-    : device_(device), gpu_(device.is_cpu() ? nullptr : std::make_unique<GpuRunner>(device)) {}
-
-std::optional<c10::Stream> Engine::stream() const {
-  if (gpu_ == nullptr) return std::nullopt;
-  return gpu_->stream();
-}
-
-std::vector<at::Tensor> Engine::run(const std::vector<at::Tensor>& inputs,
-                                    const GpuRunner::Function& function) {
-  return gpu_ == nullptr ? function(inputs) : gpu_->run(inputs, function);
+at::Tensor Engine::on_device(const Frames& frames) const {
+  // Only read: the graph's first step makes a tensor of its own.
+  return at::from_blob(const_cast<std::uint8_t*>(frames.data),
+                       {frames.clips, frames.frames, frames.height, frames.width, 3}, at::kByte)
+      .to(device_);
 }
 
 std::vector<float> Engine::classify(const Frames& clips) {
   return translated(ErrorCode::kOther, "the model failed", [&] {
     const c10::InferenceMode guard;
-    const std::vector<at::Tensor> outputs = run(
-        {tensor_of(clips)},
-        [&](const std::vector<at::Tensor>& inputs) { return std::vector<at::Tensor>{run_clip(inputs[0])}; });
-    return rows(outputs[0], clips.clips);
+    return rows(run_clip(on_device(clips)), clips.clips);
   });
 }
 
@@ -111,15 +95,8 @@ std::vector<float> Engine::step(const Frames& frames, std::vector<at::Tensor>& s
     for (std::int64_t i = 0; i < frames.clips; ++i) {
       begins.mutable_data_ptr<bool>()[i] = first[static_cast<std::size_t>(i)];
     }
-    std::vector<at::Tensor> inputs{tensor_of(frames), begins};
-    inputs.insert(inputs.end(), state.begin(), state.end());
-    std::vector<at::Tensor> after = run(inputs, [&](const std::vector<at::Tensor>& given) {
-      auto [output, next] = run_step(given[0], {given.begin() + 2, given.end()}, given[1]);
-      next.insert(next.begin(), output);
-      return next;
-    });
-    std::vector<float> probabilities = rows(after[0], frames.clips);
-    after.erase(after.begin());
+    auto [output, after] = run_step(on_device(frames), state, begins.to(device_));
+    std::vector<float> probabilities = rows(output, frames.clips);
     bool is_alike = after.size() == state.size();
     for (std::size_t i = 0; is_alike && i < state.size(); ++i) {
       is_alike = after[i].sizes() == state[i].sizes() && after[i].scalar_type() == state[i].scalar_type();
@@ -134,7 +111,6 @@ std::vector<float> Engine::step(const Frames& frames, std::vector<at::Tensor>& s
 
 std::vector<at::Tensor> Engine::new_state(const Metadata& metadata, std::int64_t streams) const {
   const c10::InferenceMode guard;
-  const c10::OptionalStreamGuard in_stream(stream());
   std::vector<at::Tensor> state;
   for (const StateTensor& like : metadata.state) {
     std::vector<std::int64_t> shape{streams};

@@ -2,15 +2,12 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Stream.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "gpu.h"
 #include "sifa/classifier.h"
 
 namespace sifa {
@@ -34,14 +31,13 @@ class Engine {
   std::vector<float> step(const Frames& frames, std::vector<at::Tensor>& state,
                           const std::vector<bool>& first);
 
-  /// On a GPU, the stream that this engine works in. Who makes or copies tensors for it does so in it, too.
-  std::optional<c10::Stream> stream() const;
-
   /// A state for new streams: zeros, on the engine's device.
   std::vector<at::Tensor> new_state(const Metadata& metadata, std::int64_t streams) const;
 
  protected:
-  explicit Engine(at::Device device);
+  explicit Engine(at::Device device) : device_(device) {}
+
+  const at::Device& device() const { return device_; }
 
  private:
   /// Inputs are contiguous and on the device; so is the state that comes back.
@@ -50,10 +46,9 @@ class Engine {
                                                                   const std::vector<at::Tensor>& state,
                                                                   const at::Tensor& first) = 0;
 
-  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs, const GpuRunner::Function& function);
+  at::Tensor on_device(const Frames& frames) const;
 
   at::Device device_;
-  std::unique_ptr<GpuRunner> gpu_;  // nullptr on a CPU
 };
 
 /// Loads the graph of the model file `path`, whose operators have been loaded, with the engine for its

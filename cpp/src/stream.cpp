@@ -8,7 +8,6 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/StreamGuard.h>
 #include <zlib.h>
 
 #include <cstring>
@@ -157,7 +156,6 @@ std::vector<float> StreamBatch::Impl::run(const std::vector<std::size_t>& group,
   std::vector<bool> begins;
   for (const std::size_t i : group) begins.push_back(!slots[i].has_begun);
   const c10::InferenceMode guard;
-  const c10::OptionalStreamGuard in_stream(model.engine->stream());
   std::vector<at::Tensor> state;
   return translated(ErrorCode::kOther, "the model failed", [&] {
     for (std::size_t part = 0; part < metadata().state.size(); ++part) {
@@ -301,7 +299,6 @@ std::vector<std::uint8_t> StreamBatch::save(std::size_t stream) const {
   for (const std::int64_t number : {slot.pushed, slot.count, slot.height, slot.width}) body.add(number);
   body.add(static_cast<std::uint8_t>(slot.has_begun));
   body.add(slot.frames.data(), slot.frames.size());
-  const c10::OptionalStreamGuard in_stream(impl_->model.engine->stream());
   for (const at::Tensor& tensor : slot.state) {
     const at::Tensor values = translated(ErrorCode::kOther, "the state of a stream cannot be read",
                                          [&] { return tensor.to(at::kCPU).contiguous(); });
@@ -343,7 +340,6 @@ void StreamBatch::restore(std::size_t stream, const std::vector<std::uint8_t>& b
   saved.frames.assign(frames, frames + size);
   translated(ErrorCode::kOther, "the state of a stream cannot be written", [&] {
     const c10::InferenceMode guard;
-    const c10::OptionalStreamGuard in_stream(impl_->model.engine->stream());
     for (const at::Tensor& like : slot.state) {
       at::Tensor values = at::empty_like(like, at::TensorOptions(at::kCPU));
       std::memcpy(values.mutable_data_ptr(), reader.take(values.nbytes()), values.nbytes());
