@@ -1,4 +1,5 @@
-// The engine for GPUs: a stream and buffers of its own, pinned staging, and CUDA graphs where shapes come again.
+// The engine for GPUs: a stream and buffers of its own, pinned staging, and CUDA graphs where shapes come
+// again.
 //
 // A call copies the frames to pinned memory, from there to a buffer on the GPU, runs the program and copies
 // its outputs back, all on the engine's stream, and waits for that stream: when it returns, no work of it is
@@ -100,7 +101,7 @@ class CudaEngine : public Engine {
 
   c10::Stream stream_;
   bool with_graphs_;
-  std::list<Work> works_;      // the one used last in front
+  std::list<Work> works_;     // the one used last in front
   std::vector<State> spare_;  // states that were given back
 };
 
