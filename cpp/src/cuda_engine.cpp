@@ -270,6 +270,8 @@ void CudaEngine::capture(Work& work) {
 
 std::unique_ptr<Engine> make_cuda_engine(std::unique_ptr<Program> program, const at::Device& device,
                                          bool with_graphs) {
+  // A package allocates past LibTorch's allocator, which may never have been used.
+  at::globalContext().lazyInitDevice(at::kCUDA);
   const at::Device own = device.has_index() ? device : c10::impl::VirtualGuardImpl(at::kCUDA).getDevice();
   return std::make_unique<CudaEngine>(std::move(program), own, with_graphs);
 }

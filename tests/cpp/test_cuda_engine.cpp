@@ -1,8 +1,8 @@
 // The runtime on a GPU: the CPU's answers, the same by CUDA graphs and without, nothing allocated per frame,
 // and out of memory as an error like any other. Skipped where there is no GPU.
 //
-// SIFA_TEST_CUDA_PACKAGES names a folder with model.pt2 and stream.pt2, compiled there for CUDA; without it
-// the packages are skipped.
+// SIFA_TEST_CUDA_PACKAGES names a folder with model.pt2 and stream.pt2, compiled there for CUDA, and model.pt
+// and stream.pt of the same models; without it no package is tested.
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -61,6 +61,7 @@ class Cuda : public testing::Test {
  protected:
   void SetUp() override {
     if (at::detail::getCUDAHooks().deviceCount() == 0) GTEST_SKIP() << "LibTorch sees no GPU";
+    at::globalContext().lazyInitDevice(at::kCUDA);
     at::globalContext().setAllowTF32CuDNN(false);  // float32 is compared with float32
   }
 };
@@ -74,7 +75,8 @@ struct Pair {
 std::vector<Pair> pairs(const std::string& name) {
   std::vector<Pair> found{{data(name + ".pt"), data(name + ".pt")}};
   if (const char* folder = std::getenv("SIFA_TEST_CUDA_PACKAGES")) {
-    found.push_back({data(name + ".pt"), std::string(folder) + "/" + name + ".pt2"});
+    const std::string path = std::string(folder) + "/" + name;
+    found.push_back({path + ".pt", path + ".pt2"});
   } else {
     std::cout << "SIFA_TEST_CUDA_PACKAGES is not set: no package is tested\n";
   }
