@@ -83,8 +83,8 @@ class Insertion(nn.Module):
                 f"insertion: expected clips of {steps} steps folded into the batch, got a batch of "
                 f"{x.shape[0]}; feed whole clips, or set another number with sifa.insertion.set_num_steps"
             )
-        # Not `x.shape[0] // steps`, which a trace holds as tensors, on a GPU the GPU's: reading their quotient
-        # waits for it, which no CUDA graph can.
+        # Not `x.shape[0] // steps`, which a trace holds as tensors, on a GPU the GPU's: reading their
+        # quotient waits for it, which no CUDA graph can.
         if self.layout == "NCHW":
             clip = x.unflatten(0, [-1, steps]).permute(0, 2, 1, 3, 4)
             return self.inserted(clip).permute(0, 2, 1, 3, 4).flatten(0, 1)

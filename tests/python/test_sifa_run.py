@@ -59,9 +59,15 @@ def test_a_gpu_gives_the_same(data: Path, graphs: list[str]) -> None:
     probabilities = []
     for options in (["--device", "cpu"], ["--device", "cuda", *graphs]):
         result = sifa_run(
-            data / "model.pt", data / "clip.mkv", "--stream", "--frame-stride", 1, "--json", *options,
+            data / "model.pt",
+            data / "clip.mkv",
+            "--stream",
+            "--frame-stride",
+            1,
+            "--json",
+            *options,
             NVIDIA_TF32_OVERRIDE="0",
-        )  # fmt: skip
+        )
         assert result.returncode == 0, result.stderr
         lines = [json.loads(line) for line in result.stdout.splitlines()]
         steps = [line["classes"] for line in lines if "classes" in line]
