@@ -1,4 +1,5 @@
-# Decides whether the CUDA kernels are built, and for which GPUs. Sets SIFA_BUILD_CUDA and enables the CUDA language.
+# Decides whether the CUDA kernels are built, and for which GPUs. Sets SIFA_BUILD_CUDA, enables the CUDA language
+# and makes sifa::cuda_headers.
 # What counts is torch and nvcc; a GPU in the machine that builds is neither needed nor asked for.
 
 include(CheckLanguage)
@@ -62,6 +63,10 @@ if(NOT _reason)
     if(CMAKE_CUDA_COMPILER)
       enable_language(CUDA)
       set(SIFA_BUILD_CUDA ON)
+      # What LibTorch's own CUDA headers include. The runtime calls nothing of CUDA's that it would have to link.
+      add_library(sifa_cuda_headers INTERFACE)
+      add_library(sifa::cuda_headers ALIAS sifa_cuda_headers)
+      target_include_directories(sifa_cuda_headers SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
       message(STATUS "CUDA kernels: built with ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
     else()
       set(_reason "${SIFA_NVCC} does not compile with this C++ compiler")

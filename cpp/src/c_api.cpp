@@ -23,7 +23,7 @@ using sifa::ErrorCode;
 
 // They are the same numbers: of the first and the last by this, of those between by their order.
 static_assert(SIFA_OTHER == static_cast<int>(ErrorCode::kOther));
-static_assert(SIFA_REFERENCE_MISMATCH == static_cast<int>(ErrorCode::kReferenceMismatch));
+static_assert(SIFA_OUT_OF_MEMORY == static_cast<int>(ErrorCode::kOutOfMemory));
 
 // Of a fixed size: out of memory has to be said, too.
 thread_local char last_error[1024] = "";

@@ -1,4 +1,4 @@
-// What runs the graph of a model, whatever the file's format.
+// What runs the graph of a model, whatever the file's format and the device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,21 @@ at::Device parse_device(const std::string& text);
 /// The type that metadata call `dtype`.
 at::ScalarType type_of(const std::string& dtype);
 
-/// A loaded graph. One call at a time. What LibTorch throws becomes Error(kOther).
+/// What a stream remembers between two steps: the tensors of `Metadata::state`, each of one row.
+using State = std::vector<at::Tensor>;
+
+/// The graph of a model file, from tensors to tensors: what the formats differ in. Inputs are contiguous and
+/// on its device; the tensors of a state have a row per stream. Throws what LibTorch throws.
+class Program {
+ public:
+  virtual ~Program() = default;
+  virtual at::Tensor run_clip(const at::Tensor& clips) = 0;
+  virtual std::pair<at::Tensor, State> run_step(const at::Tensor& frames, const State& state,
+                                                const at::Tensor& first) = 0;
+};
+
+/// A loaded graph: what the devices differ in. One call at a time. What LibTorch throws becomes
+/// Error(kOther), or Error(kOutOfMemory) where it is the GPU's.
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -26,35 +40,44 @@ class Engine {
   /// The outputs of a clip's graph, (clips, classes) row by row, on checked frames.
   std::vector<float> classify(const Frames& clips);
 
-  /// The outputs of a graph with a state, (streams, classes) row by row, on the checked frames that it is to
-  /// be given next; `state` becomes the next one. `first` says, per stream, whether it begins with these.
-  std::vector<float> step(const Frames& frames, std::vector<at::Tensor>& state,
-                          const std::vector<bool>& first);
+  /// The outputs of a graph with a state, (streams, classes) row by row, on the checked frames that each
+  /// stream is to be given next; `states`, one per stream, become the next ones, in tensors of their own.
+  /// `first` says, per stream, whether it begins with these.
+  std::vector<float> step(const Frames& frames, std::vector<State>& states, const std::vector<bool>& first);
 
-  /// A state for new streams: zeros, on the engine's device.
-  std::vector<at::Tensor> new_state(const Metadata& metadata, std::int64_t streams) const;
+  /// The state of a new stream: zeros, on the engine's device.
+  State new_state(const Metadata& metadata) const;
+
+  /// Takes back a state that nobody needs any more, for its memory.
+  virtual void reuse(State&& state) { state.clear(); }
 
  protected:
-  explicit Engine(at::Device device) : device_(device) {}
+  Engine(std::unique_ptr<Program> program, at::Device device)
+      : program_(std::move(program)), device_(device) {}
 
+  Program& program() { return *program_; }
   const at::Device& device() const { return device_; }
 
  private:
-  /// Inputs are contiguous and on the device; so is the state that comes back.
-  virtual at::Tensor run_clip(const at::Tensor& clips) = 0;
-  virtual std::pair<at::Tensor, std::vector<at::Tensor>> run_step(const at::Tensor& frames,
-                                                                  const std::vector<at::Tensor>& state,
-                                                                  const at::Tensor& first) = 0;
+  /// Runs the program and changes `states` once nothing can fail any more; a clip's graph has none.
+  virtual std::vector<float> run(const Frames& frames, std::vector<State>& states,
+                                 const std::vector<bool>& first) = 0;
 
-  at::Tensor on_device(const Frames& frames) const;
-
+  std::unique_ptr<Program> program_;
   at::Device device_;
 };
 
-/// Loads the graph of the model file `path`, whose operators have been loaded, with the engine for its
-/// format. Throws Error: kDeviceUnavailable, kOperatorLibrary, kDamagedModel, kUnsupportedSchema.
+/// Throws Error(kOther) unless `output` is (count, classes).
+void check_output(const at::Tensor& output, std::int64_t count);
+
+/// Throws Error(kOther) unless what a program gave as the next state has the shapes and types of `before`.
+void check_next(const State& next, const State& before);
+
+/// Loads the graph of the model file `path`, whose operators have been loaded, with the program for its
+/// format and the engine for its device. Throws Error: kDeviceUnavailable, kOperatorLibrary, kDamagedModel,
+/// kUnsupportedSchema, kOutOfMemory.
 std::unique_ptr<Engine> load_engine(const std::string& path, const Metadata& metadata,
-                                    const std::string& device);
+                                    const ClassifierOptions& options);
 
 /// Sets the number of threads of one operation on the CPU, for the process.
 void set_threads(int threads);

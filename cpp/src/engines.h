@@ -1,14 +1,18 @@
-// The two engines, for `load_engine`.
+// The programs for the two formats and the engine for GPUs, for `load_engine`.
 #pragma once
 
 #include "engine.h"
 
 namespace sifa {
 
-/// The engine for TorchScript files. Throws what LibTorch throws.
-std::unique_ptr<Engine> load_torchscript(const std::string& path, const at::Device& device);
+/// The program of a TorchScript file. Throws what LibTorch throws.
+std::unique_ptr<Program> load_torchscript(const std::string& path, const at::Device& device);
 
-/// The engine for AOTInductor packages. Throws what LibTorch throws.
-std::unique_ptr<Engine> load_package(const std::string& path, const at::Device& device);
+/// The program of an AOTInductor package. Throws what LibTorch throws.
+std::unique_ptr<Program> load_package(const std::string& path, const at::Device& device);
+
+/// The engine for a GPU. Throws Error(kDeviceUnavailable) from a runtime that was built without CUDA.
+std::unique_ptr<Engine> make_cuda_engine(std::unique_ptr<Program> program, const at::Device& device,
+                                         bool with_graphs);
 
 }  // namespace sifa

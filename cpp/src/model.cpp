@@ -32,7 +32,7 @@ std::vector<std::uint8_t> reference_frames(std::int64_t num_frames, std::int64_t
 // The outputs after the last call of a new stream that `clip`, of `num_frames` frames, ends.
 std::vector<float> last_outputs(Engine& engine, const Metadata& metadata, Frames clip) {
   const std::int64_t step_bytes = metadata.temporal_stride * clip.height * clip.width * 3;
-  std::vector<at::Tensor> state = engine.new_state(metadata, 1);
+  std::vector<State> state{engine.new_state(metadata)};
   Frames step = clip;
   step.frames = metadata.temporal_stride;
   if (metadata.kind == "window") {
@@ -63,6 +63,7 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
                   ? engine.classify({frames.data(), 1, metadata.num_frames, height, width})
                   : last_outputs(engine, metadata, {frames.data(), 1, metadata.num_frames, height, width});
   } catch (const Error& error) {
+    if (error.code() == ErrorCode::kOutOfMemory) throw;
     throw Error(ErrorCode::kDamagedModel, path + " cannot be used: on the reference input " + error.what() +
                                               "; export the model again");
   }
@@ -103,7 +104,7 @@ Model load_model(const std::string& path, const ClassifierOptions& options) {
   load_operators();
   check_operator_schema(model.metadata.operator_schema, path);
   if (options.threads > 0) set_threads(options.threads);
-  model.engine = load_engine(path, model.metadata, options.device);
+  model.engine = load_engine(path, model.metadata, options);
   check_reference(*model.engine, model.metadata, path);
   return model;
 }

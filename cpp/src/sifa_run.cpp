@@ -179,6 +179,8 @@ int checked_main(int argc, char** argv) {
   app.add_option("--device", follow.stream.device, "cpu, cuda or cuda:<index>")->capture_default_str();
   app.add_option("--threads", follow.stream.threads, "threads of one operation (default: LibTorch's choice)")
       ->check(CLI::Range(1, 1 << 16));
+  app.add_flag("!--no-cuda-graphs", follow.stream.cuda_graphs,
+               "on a GPU: launch every operation by itself, instead of all of them by a CUDA graph");
   app.add_flag("--json", follow.json, "print JSON; of streams always where no terminal reads it");
   app.add_flag("--no-exec", arguments.no_exec, "print the model's metadata, and load nothing of its program");
   app.add_flag("--doctor", arguments.doctor,
@@ -221,7 +223,8 @@ int checked_main(int argc, char** argv) {
       "Exit codes: 0 ok, 2 usage, 3 file not found, 4 not a SIFA model, 5 damaged model, 6 unsupported "
       "schema version,\n"
       "7 operator library not found or incompatible, 8 video cannot be opened, 9 video has no frames,\n"
-      "10 device unavailable, 11 reference output differs, 1 anything else.");
+      "10 device unavailable, 11 reference output differs,\n"
+      "12 GPU out of memory, 1 anything else.");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

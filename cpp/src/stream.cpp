@@ -12,6 +12,7 @@
 
 #include <cstring>
 #include <mutex>
+#include <utility>
 
 #include "model.h"
 #include "torch_errors.h"
@@ -27,7 +28,7 @@ struct Slot {
   std::int64_t width = 0;            //
   bool has_begun = false;            // whether there was a prediction, whose state is `state`
   std::vector<std::uint8_t> frames;  // RGB bytes (count, height, width, 3)
-  std::vector<at::Tensor> state;     // of a model with a state, tensors (1, ...)
+  State state;                       // of a model with a state
 };
 
 constexpr std::int64_t kMaxPushed = std::int64_t{1} << 62;  // of a saved stream: it can go on counting
@@ -123,7 +124,7 @@ struct StreamBatch::Impl {
   }
 
   std::vector<std::size_t> group_of(std::size_t first, const std::vector<bool>& done) const;
-  std::vector<float> run(const std::vector<std::size_t>& group, std::vector<std::vector<at::Tensor>>& after);
+  std::vector<float> run(const std::vector<std::size_t>& group, std::vector<State>& after);
   std::uint32_t fingerprint() const;
 };
 
@@ -139,13 +140,12 @@ std::vector<std::size_t> StreamBatch::Impl::group_of(std::size_t first, const st
 }
 
 // The outputs for a group, row by row; its next states go into `after`.
-std::vector<float> StreamBatch::Impl::run(const std::vector<std::size_t>& group,
-                                          std::vector<std::vector<at::Tensor>>& after) {
-  const auto rows = static_cast<std::int64_t>(group.size());
+std::vector<float> StreamBatch::Impl::run(const std::vector<std::size_t>& group, std::vector<State>& after) {
   const Slot& first = slots[group.front()];
-  Frames frames{first.frames.data(), rows, first.count, first.height, first.width};
+  Frames frames{first.frames.data(), static_cast<std::int64_t>(group.size()), first.count, first.height,
+                first.width};
   std::vector<std::uint8_t> gathered;
-  if (rows > 1) {
+  if (group.size() > 1) {
     gathered.reserve(group.size() * first.frames.size());
     for (const std::size_t i : group)
       gathered.insert(gathered.end(), slots[i].frames.begin(), slots[i].frames.end());
@@ -154,24 +154,14 @@ std::vector<float> StreamBatch::Impl::run(const std::vector<std::size_t>& group,
   if (!is_stateful()) return model.engine->classify(frames);
 
   std::vector<bool> begins;
-  for (const std::size_t i : group) begins.push_back(!slots[i].has_begun);
-  const c10::InferenceMode guard;
-  std::vector<at::Tensor> state;
-  return translated(ErrorCode::kOther, "the model failed", [&] {
-    for (std::size_t part = 0; part < metadata().state.size(); ++part) {
-      std::vector<at::Tensor> parts;
-      for (const std::size_t i : group) parts.push_back(slots[i].state[part]);
-      state.push_back(rows == 1 ? parts.front() : at::cat(parts));
-    }
-    std::vector<float> outputs = model.engine->step(frames, state, begins);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      std::vector<at::Tensor>& own = after[group[static_cast<std::size_t>(row)]];
-      // Copies: a row of a batch would keep the whole batch in memory.
-      for (const at::Tensor& tensor : state)
-        own.push_back(rows == 1 ? tensor : tensor.narrow(0, row, 1).clone());
-    }
-    return outputs;
-  });
+  std::vector<State> states;
+  for (const std::size_t i : group) {
+    begins.push_back(!slots[i].has_begun);
+    states.push_back(slots[i].state);
+  }
+  std::vector<float> outputs = model.engine->step(frames, states, begins);
+  for (std::size_t row = 0; row < group.size(); ++row) after[group[row]] = std::move(states[row]);
+  return outputs;
 }
 
 std::uint32_t StreamBatch::Impl::fingerprint() const {
@@ -203,7 +193,7 @@ StreamBatch::StreamBatch(const std::string& path, std::size_t streams, const Str
            ", got " + std::to_string(options.hop));
   }
   impl->slots.resize(streams);
-  for (Slot& slot : impl->slots) slot.state = impl->model.engine->new_state(metadata, 1);
+  for (Slot& slot : impl->slots) slot.state = impl->model.engine->new_state(metadata);
   impl_ = std::move(impl);
 }
 
@@ -245,7 +235,7 @@ std::vector<std::optional<StreamPrediction>> StreamBatch::run() {
   const std::lock_guard<std::mutex> lock(impl_->mutex);
   std::vector<Slot>& slots = impl_->slots;
   std::vector<std::optional<StreamPrediction>> predictions(slots.size());
-  std::vector<std::vector<at::Tensor>> after(slots.size());
+  std::vector<State> after(slots.size());
   std::vector<bool> done(slots.size(), false);
   const auto classes = static_cast<std::ptrdiff_t>(impl_->metadata().labels.size());
   for (std::size_t first = 0; first < slots.size(); ++first) {
@@ -267,7 +257,7 @@ std::vector<std::optional<StreamPrediction>> StreamBatch::run() {
     const std::int64_t spent = impl_->is_stateful() ? slot.count : impl_->hop;
     slot.frames.erase(slot.frames.begin(), slot.frames.begin() + spent * slot.height * slot.width * 3);
     slot.count -= spent;
-    slot.state = std::move(after[i]);
+    impl_->model.engine->reuse(std::exchange(slot.state, std::move(after[i])));
     slot.has_begun = true;
   }
   return predictions;

@@ -83,12 +83,13 @@ class Insertion(nn.Module):
                 f"insertion: expected clips of {steps} steps folded into the batch, got a batch of "
                 f"{x.shape[0]}; feed whole clips, or set another number with sifa.insertion.set_num_steps"
             )
-        clips = x.shape[0] // steps
+        # Not `x.shape[0] // steps`, which a trace holds as tensors, on a GPU the GPU's: reading their
+        # quotient waits for it, which no CUDA graph can.
         if self.layout == "NCHW":
-            clip = x.view(clips, steps, x.shape[1], x.shape[2], x.shape[3]).permute(0, 2, 1, 3, 4)
+            clip = x.unflatten(0, [-1, steps]).permute(0, 2, 1, 3, 4)
             return self.inserted(clip).permute(0, 2, 1, 3, 4).flatten(0, 1)
         if self.layout == "NHWC":
-            clip = x.view(clips, steps, x.shape[1], x.shape[2], x.shape[3]).permute(0, 4, 1, 2, 3)
+            clip = x.unflatten(0, [-1, steps]).permute(0, 4, 1, 2, 3)
             return self.inserted(clip).permute(0, 2, 3, 4, 1).flatten(0, 1)
         tokens = x.shape[1] - self.prefix_tokens
         height = int(math.sqrt(tokens * self.grid[0] / self.grid[1]) + 0.5)
@@ -98,7 +99,8 @@ class Insertion(nn.Module):
                 f"insertion: expected a token grid shaped like {self.grid[0]}x{self.grid[1]}, "
                 f"which {tokens} tokens (after {self.prefix_tokens} prefix tokens) do not fill"
             )
-        pixels = x[:, self.prefix_tokens :].reshape(clips, steps, height, width, x.shape[2])
+        grid = [height, width]
+        pixels = x[:, self.prefix_tokens :].unflatten(1, grid).unflatten(0, [-1, steps])
         attended = (
             self.inserted(pixels.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
         )

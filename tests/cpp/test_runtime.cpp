@@ -196,7 +196,7 @@ TEST(Classify, MovedInstance) {
 }
 
 // Thousands of loads leave nothing in memory, nor the folders that LibTorch unpacks packages to. (The code of
-// a package stays mapped: see aoti_engine.cpp.)
+// a package stays mapped: see aoti_program.cpp.)
 TEST(Classify, UnloadsWhatItLoaded) {
   const auto count_folders = [] {
     const std::filesystem::directory_iterator files(std::filesystem::temp_directory_path());

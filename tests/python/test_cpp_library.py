@@ -381,6 +381,6 @@ def test_statuses_are_the_codes_of_errors():
     include = EXAMPLES.parent / "include" / "sifa"
     c_names = re.findall(r"SIFA_(\w+) = (\d+)", (include / "sifa.h").read_text())
     cpp_names = re.findall(r"k(\w+) = (\d+),", (include / "error.h").read_text())
-    assert len(cpp_names) == 11
+    assert len(cpp_names) == 12
     words = [("_".join(re.findall("[A-Z][a-z]*", name)).upper(), code) for name, code in cpp_names]
     assert [("OK", "0"), *words] == c_names

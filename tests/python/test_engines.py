@@ -1,6 +1,7 @@
 """Every format, kind and precision of artifact: the same answers, the same metadata, refusals by name."""
 
 import json
+import warnings
 import zipfile
 
 import numpy as np
@@ -307,6 +308,16 @@ def test_offsets_taken_apart_for_cuda_are_the_same(models, paths):
     with torch.no_grad():
         expected = FrameClassifier(models["clip"])(frames)
         torch.testing.assert_close(apart.module(check_guards=False)(frames), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_size_becomes_a_tensor(paths, kind):
+    """A trace may hold sizes as tensors of the CPU, which on a GPU fail or have to be waited for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated")
+        graph = str(torch.jit.load(paths[kind, "torchscript"]).inlined_graph)
+    assert "aten::softmax" in graph
+    assert "prim::NumToTensor" not in graph
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -57,6 +57,15 @@ def test_agrees_with_the_artifact_in_python(data: Path, classifier: runtime.Clas
     np.testing.assert_allclose(single, expected[0], atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_the_same(data: Path, classifier: runtime.Classifier) -> None:
+    """Also from the fourth call on, which replays a CUDA graph."""
+    on_gpu = runtime.Classifier(data / "model.pt", device="cuda")
+    for seed in range(6):
+        clips = np.random.default_rng(seed).integers(0, 256, (2, NUM_FRAMES, 37, 52, 3), dtype=np.uint8)
+        np.testing.assert_allclose(on_gpu.classify(clips), classifier.classify(clips), atol=1e-4)
+
+
 def test_reads_frames_in_any_layout(classifier: runtime.Classifier) -> None:
     clip = pattern(2 * NUM_FRAMES, 24, 40)
     for view in (

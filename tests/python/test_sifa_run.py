@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sifa
 import torch
@@ -50,6 +51,43 @@ def assert_fails(result: subprocess.CompletedProcess[str], code: int, *parts: ob
     assert result.stderr.count("\n") == 1, result.stderr
     for part in parts:
         assert str(part) in result.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("graphs", [[], ["--no-cuda-graphs"]])
+def test_a_gpu_gives_the_same(data: Path, graphs: list[str]) -> None:
+    probabilities = []
+    for options in (["--device", "cpu"], ["--device", "cuda", *graphs]):
+        result = sifa_run(
+            data / "model.pt",
+            data / "clip.mkv",
+            "--stream",
+            "--frame-stride",
+            1,
+            "--json",
+            *options,
+            NVIDIA_TF32_OVERRIDE="0",
+        )
+        assert result.returncode == 0, result.stderr
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        steps = [line["classes"] for line in lines if "classes" in line]
+        probabilities.append(
+            [
+                [entry["probability"] for entry in sorted(step, key=lambda entry: entry["label"])]
+                for step in steps
+            ]
+        )
+    assert len(probabilities[0]) == 8
+    np.testing.assert_allclose(probabilities[1], probabilities[0], atol=1e-4)
+
+
+def test_no_cuda_graphs_is_for_gpus_only(data: Path) -> None:
+    """On the CPU it says nothing and changes nothing."""
+    lines = [
+        json.loads(sifa_run(data / "model.pt", data / "clip.mkv", "--json", *options).stdout)["classes"]
+        for options in ([], ["--no-cuda-graphs"])
+    ]
+    assert lines[0] == lines[1]
 
 
 def test_classes_and_timings(data: Path) -> None:

@@ -28,6 +28,9 @@ struct Frames {
 struct ClassifierOptions {
   std::string device = "cpu";  ///< "cpu", "cuda" (the current device) or "cuda:<index>"
   int threads = 0;  ///< of one operation on the CPU, for the whole process; 0 leaves LibTorch's setting
+  /// On a GPU: whether frames of a shape that comes again are run by a CUDA graph, which launches all kernels
+  /// at once and allocates nothing. It holds a second set of the network's features in memory.
+  bool cuda_graphs = true;
 };
 
 /// The answer to `Classifier::classify(path)`.
@@ -52,7 +55,7 @@ class SIFA_API Classifier {
   /// A model file is a program: load only files that you trust as you trust code.
   ///
   /// Throws Error: kFileNotFound, kNotAModel, kDamagedModel, kUnsupportedSchema, kOperatorLibrary,
-  /// kDeviceUnavailable, kReferenceMismatch, kInvalidArgument (negative `threads`).
+  /// kDeviceUnavailable, kReferenceMismatch, kInvalidArgument (negative `threads`), kOutOfMemory.
   explicit Classifier(const std::string& path, const ClassifierOptions& options = {});
   ~Classifier();
   Classifier(Classifier&&) noexcept;
@@ -63,7 +66,7 @@ class SIFA_API Classifier {
 
   /// Probabilities, (clips, labels) row by row, of clips of any height and width. Throws
   /// Error(kInvalidArgument) if the number of clips, the height or the width is not 1 to 65536 or a clip does
-  /// not have `metadata().num_frames` frames.
+  /// not have `metadata().num_frames` frames, and Error(kOutOfMemory) if the GPU cannot hold them.
   std::vector<float> classify(const Frames& clips) const;
 
   /// Classifies the clip that `metadata()` says to sample from the video file `path` (see `read_video`).

@@ -22,6 +22,7 @@ enum class ErrorCode : int {
   kVideoHasNoFrames = 9,     ///< a video from which not one frame can be decoded
   kDeviceUnavailable = 10,   ///< unknown device, or one that this machine or this LibTorch does not have
   kReferenceMismatch = 11,   ///< the model answers differently here than where it was exported
+  kOutOfMemory = 12,  ///< the GPU has not the memory for the model or the frames; the next call may work
 };
 
 /// Thrown by every function of the runtime. `what()` is one line that names the thing, what was given and the

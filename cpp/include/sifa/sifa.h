@@ -31,7 +31,8 @@ typedef enum sifa_status {
   SIFA_VIDEO_CANNOT_BE_OPENED = 8,
   SIFA_VIDEO_HAS_NO_FRAMES = 9,
   SIFA_DEVICE_UNAVAILABLE = 10,
-  SIFA_REFERENCE_MISMATCH = 11
+  SIFA_REFERENCE_MISMATCH = 11,
+  SIFA_OUT_OF_MEMORY = 12
 } sifa_status;
 
 /* The version of the library, such as "0.1.0". */

@@ -66,7 +66,7 @@ class SIFA_API StreamBatch {
   bool push(std::size_t stream, const Frame& frame);
 
   /// Makes the predictions that are due: by stream, nothing where none is. Throws Error(kOther) if the model
-  /// fails; they are then still due.
+  /// fails, and Error(kOutOfMemory) if the GPU cannot hold them; they are then still due.
   std::vector<std::optional<StreamPrediction>> run();
 
   /// Lets a stream begin anew, with a frame of any size.

@@ -66,7 +66,7 @@ class StreamingClassifier(nn.Module):
                 f"this model cannot be streamed: {culprit} depends on later steps; create it with "
                 "streaming=True"
             )
-        window = model.num_steps
+        self.window = model.num_steps
         model = copy.deepcopy(model).eval()
         model.set_num_frames(model.temporal_stride)
         self.stride = model.temporal_stride
@@ -75,7 +75,7 @@ class StreamingClassifier(nn.Module):
         self.head = model.head
         places = [m for m in model.modules() if isinstance(m, Insertion) and isinstance(m.inserted, SIFA)]
         self.state_like = [*_feature_maps(model, places)]
-        self.state_like += [torch.empty(0, window, model.head.in_features)]
+        self.state_like += [torch.empty(0, self.window, model.head.in_features)]
         self.state_like += [torch.empty(0, dtype=torch.int64)]
         # A plain list: they are part of the backbone already.
         self._layers: list[_SteppedSIFA] = []
@@ -110,7 +110,7 @@ class StreamingClassifier(nn.Module):
         recent, count = state[-2], state[-1]
         recent = torch.where(first[:, None, None], 0.0, recent)
         recent = torch.cat([recent[:, 1:], features.unsqueeze(1)], 1)
-        count = (torch.where(first, 0, count) + 1).clamp(max=recent.shape[1])
+        count = (torch.where(first, 0, count) + 1).clamp(max=self.window)
         mean = recent.sum(1) / count.unsqueeze(1)
         logits = self.head(mean.to(self.head.weight.dtype))
         return torch.softmax(logits.float(), dim=1), [*maps, recent, count]
