@@ -23,7 +23,10 @@ void fill(CapturedFrame& frame, const cv::Mat& image) {
 
 class VideoSource : public Source {
  public:
-  VideoSource(const SourceUri& uri) : name_(uri.what) {
+  explicit VideoSource(const SourceUri& uri)
+      : name_(uri.what),
+        // Of what comes as it is played (rtsp, udp, tcp) a stated length does not say when it ends.
+        may_be_recording_(uri.kind == SourceKind::kNetwork && uri.what.compare(0, 4, "http") == 0) {
     const auto [what, backend] = opened_with(uri);
     const std::vector<int> parameters =
         uri.kind == SourceKind::kNetwork ? std::vector<int>{cv::CAP_PROP_OPEN_TIMEOUT_MSEC, kNetworkPatience,
@@ -51,6 +54,11 @@ class VideoSource : public Source {
   double frames_per_second() const override {
     const double rate = capture_.get(cv::CAP_PROP_FPS);
     return rate > 0.0 && rate < 1000.0 ? rate : 0.0;
+  }
+
+  std::int64_t length() const override {
+    const double count = may_be_recording_ ? capture_.get(cv::CAP_PROP_FRAME_COUNT) : 0.0;
+    return count >= 1.0 && count < 1e9 ? static_cast<std::int64_t>(count) : 0;
   }
 
  private:
@@ -84,6 +92,7 @@ class VideoSource : public Source {
   }
 
   std::string name_;
+  bool may_be_recording_;
   cv::VideoCapture capture_;
   cv::Mat image_;
   int quarter_turns_ = 0;
