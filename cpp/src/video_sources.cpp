@@ -1,4 +1,11 @@
 // Sources that OpenCV reads: video files, folders of images, cameras, network streams, GStreamer's pipelines.
+#include <fcntl.h>
+#include <linux/videodev2.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <opencv2/imgcodecs.hpp>
 #include <set>
@@ -19,6 +26,21 @@ void fill(CapturedFrame& frame, const cv::Mat& image) {
   frame.width = image.cols;
   frame.data.resize(image.total() * 3);
   to_rgb(image, frame.data.data());
+}
+
+std::string why_no_camera(const std::string& path) {
+  const int device = open(path.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC);
+  if (device < 0 && errno == ENOENT) return "is not there: ls /dev/video* lists the cameras of this machine";
+  if (device < 0 && errno == EACCES) {
+    return "may not be opened by this user: add the user to the device's group (ls -l " + path + ")";
+  }
+  if (device < 0) return std::string("is no camera: ") + std::strerror(errno);
+  v4l2_capability capability{};
+  const bool is_camera = ioctl(device, VIDIOC_QUERYCAP, &capability) == 0;
+  close(device);
+  return is_camera ? "gives no video: another program may be using it, or the camera gives its video by "
+                     "another device (v4l2-ctl --list-devices)"
+                   : "is no camera: ls /dev/video* lists those of this machine";
 }
 
 class VideoSource : public Source {
@@ -80,12 +102,13 @@ class VideoSource : public Source {
   static std::string reason(const SourceUri& uri) {
     switch (uri.kind) {
       case SourceKind::kCamera:
-        return "is no camera that V4L2 can open";
+        return why_no_camera(uri.what);
       case SourceKind::kJetsonCamera:
       case SourceKind::kPipeline:
         return "is no pipeline that this OpenCV's GStreamer can run";
       case SourceKind::kNetwork:
-        return "does not answer with a stream that OpenCV can decode";
+        return "does not answer with a stream that OpenCV can decode: is it the right address? "
+               "OPENCV_FFMPEG_LOGLEVEL=24 in the environment shows what FFmpeg says";
       default:
         return "is not a video that OpenCV can decode";
     }
