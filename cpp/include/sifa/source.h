@@ -45,8 +45,8 @@ struct SourceOptions {
 /// input need libsifa_video.so (SIFA_VIDEO=ON).
 ///
 /// FFmpeg takes 5 seconds and more to get to know a network stream that does not say its frame rate, and by
-/// then it counts as lost. A program that reads such sets OPENCV_FFMPEG_CAPTURE_OPTIONS in its environment, as
-/// sifa-run does: "rtsp_transport;tcp|analyzeduration;3000000" (microseconds).
+/// then it counts as lost. A program that reads such sets OPENCV_FFMPEG_CAPTURE_OPTIONS in its environment,
+/// as sifa-run does: "rtsp_transport;tcp|analyzeduration;3000000" (microseconds).
 class SIFA_API Capture {
  public:
   /// Opens the source. Throws Error: kInvalidArgument (an unknown scheme, a size that is missing),
