@@ -206,9 +206,9 @@ Capture::Capture(const std::string& uri, const SourceOptions& options) : impl_(n
   if (is_open) return;
   impl_->stop_thread(is_back ? kStopPatience : milliseconds{0});
   if (is_back) std::rethrow_exception(failure);
-  throw Error(ErrorCode::kVideoCannotBeOpened, "video cannot be opened: " + one_line(uri) +
-                                                   " has not started after " +
-                                                   std::to_string(kOpenPatience.count() / 1000) + " seconds");
+  throw Error(ErrorCode::kVideoCannotBeOpened,
+              "video cannot be opened: " + one_line(uri) + " has not started after " +
+                  std::to_string(kOpenPatience.count() / 1000) + " seconds: does anything send to it?");
 }
 
 Capture::~Capture() { impl_->stop_thread(kStopPatience); }

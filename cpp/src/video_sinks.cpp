@@ -5,6 +5,7 @@
 //   rtp://HOST:PORT      H.264 as RTP
 //   udp://HOST:PORT      H.264 in MPEG-TS
 #include <netdb.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -17,14 +18,20 @@ namespace {
 
 constexpr double kUsualRate = 25.0;  // frames per second, where the source does not say
 constexpr double kKeyFrameSeconds = 1.0;
+constexpr std::uintmax_t kFullDisk = 65536;  // bytes that are left: FFmpeg writes 32768 at a time
 
 bool starts_with(const std::string& text, const std::string& part) {
   return text.compare(0, part.size(), part) == 0;
 }
 
+bool is_set(const char* variable) {
+  const char* const value = std::getenv(variable);
+  return value != nullptr && *value != '\0';
+}
+
 // The properties of udpsink for "HOST:PORT"; it would itself take any, and send nothing. An IPv6 address may
 // stand in brackets.
-std::string parse_address(const std::string& uri, const std::string& scheme) {
+std::string udpsink_properties(const std::string& uri, const std::string& scheme) {
   const std::string address = uri.substr(scheme.size());
   const std::size_t colon = std::min(address.rfind(':'), address.size());
   std::string host = address.substr(0, colon);
@@ -54,7 +61,7 @@ std::string pipeline_of(const std::string& uri, double rate) {
   const std::string source = "appsrc max-bytes=1 ! videoconvert ! ";
   if (starts_with(uri, "gst://")) {
     const bool is_window = uri.find("autovideosink") != std::string::npos;
-    if (is_window && std::getenv("DISPLAY") == nullptr && std::getenv("WAYLAND_DISPLAY") == nullptr) {
+    if (is_window && !is_set("DISPLAY") && !is_set("WAYLAND_DISPLAY")) {
       throw Error(ErrorCode::kInvalidArgument,
                   "sink " + one_line(uri) +
                       " needs a display: set DISPLAY or WAYLAND_DISPLAY, or name a sink that draws without, "
@@ -69,7 +76,8 @@ std::string pipeline_of(const std::string& uri, double rate) {
     // subsampled, which few can decode.
     const int key_frame_distance = std::max(1, static_cast<int>(kKeyFrameSeconds * rate));
     return source + "video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=veryfast key-int-max=" +
-           std::to_string(key_frame_distance) + " ! " + middle + " ! udpsink " + parse_address(uri, scheme);
+           std::to_string(key_frame_distance) + " ! " + middle + " ! udpsink " +
+           udpsink_properties(uri, scheme);
   }
   return "";
 }
@@ -96,11 +104,12 @@ class VideoSink : public Sink {
                         const_cast<std::uint8_t*>(frame.data.data()));
       cv::cvtColor(rgb, image_, cv::COLOR_RGB2BGR);
       if (!writer_.isOpened()) open(image_.size());
-      // What is written has one size, with which a camera that came back may differ.
+      // What is written has one size, even; a frame's may be odd, and a camera may come back with another.
       if (image_.size() != size_) cv::resize(image_, image_, size_);
       annotate(lines);
       writer_.write(image_);
     });
+    check_disk();
   }
 
   void close() override {
@@ -109,11 +118,23 @@ class VideoSink : public Sink {
     std::error_code error;
     const auto bytes = std::filesystem::file_size(uri_, error);
     if (error || bytes == 0) cannot_write("nothing was written: is the disk full?");
+    check_disk();
   }
 
  private:
   [[noreturn]] void cannot_write(const std::string& why) const {
     throw Error(ErrorCode::kOther, "video cannot be written: " + one_line(uri_) + ": " + why);
+  }
+
+  // OpenCV does not say that bytes could not be written.
+  void check_disk() const {
+    if (!pipeline_.empty()) return;
+    std::error_code error;
+    const std::filesystem::space_info space = std::filesystem::space(uri_, error);
+    const std::uintmax_t left = geteuid() == 0 ? space.free : space.available;
+    if (!error && left < kFullDisk) {
+      cannot_write("the disk is full, and the end of the video may be missing: make room, or name another");
+    }
   }
 
   void open(cv::Size size) {

@@ -34,7 +34,7 @@ std::string why_no_camera(const std::string& path) {
   if (device < 0 && errno == EACCES) {
     return "may not be opened by this user: add the user to the device's group (ls -l " + path + ")";
   }
-  if (device < 0) return std::string("is no camera: ") + std::strerror(errno);
+  if (device < 0) return std::string("does not let itself be opened: ") + std::strerror(errno);
   v4l2_capability capability{};
   const bool is_camera = ioctl(device, VIDIOC_QUERYCAP, &capability) == 0;
   close(device);
