@@ -7,6 +7,7 @@ waits for a certain time: a source is followed until it has answered, and all is
 import http.server
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -188,6 +189,16 @@ def test_a_folder_of_images(data):
     predictions, summary = follow(data / "stream.pt", data / "images")
     assert_same(predictions, expected(data / "stream.pt", pattern(12, 40, 48)))
     assert summary["frames"]["in"] == 12
+
+
+def test_a_pipe(data, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    content = (data / "clip.mkv").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,), daemon=True)
+    writer.start()
+    predictions, _ = follow(data / "stream.pt", tmp_path / "pipe", "--stream")
+    writer.join()
+    assert_same(predictions, expected(data / "stream.pt", pattern(11, 20, 30)))
 
 
 def test_raw_frames_on_standard_input(data):
@@ -513,16 +524,16 @@ def test_an_annotated_file(data, tmp_path, name):
     assert written[9].min() < 60
 
 
-def test_a_network_stream_as_a_sink(data, gstreamer):
-    """From one sifa-run to another."""
+def test_mpeg_ts_as_a_sink(data, gstreamer):
+    """From one sifa-run to another, which joins in the middle."""
     port = free_port(socket.SOCK_DGRAM)
     sender = Following(
         data / "colour.pt", TEST_SOURCE.format(options="is-live=true"), f"udp://127.0.0.1:{port}"
     )
+    sender.read(10)
     receiver = Following(data / "colour.pt", f"udp://127.0.0.1:{port}")
     assert_red(receiver.read(3))
     receiver.stop()
-    sender.read()
     sender.stop()
 
 
@@ -615,6 +626,7 @@ def test_what_cannot_be_followed(data, http_port, tmp_path):
         ((model, tmp_path / "pipe"), 8, "is a pipe, and a clip may be sampled only from a file"),
         ((model, f"http://127.0.0.1:{http_port}/none.mp4"), 8, "is it the right address?"),
         ((model, f"tcp://127.0.0.1:{free_port()}"), 8, "does not answer with a stream"),
+        ((model, f"rtsp://127.0.0.1:{free_port()}/x"), 8, "does not answer with a stream"),
         ((model, data / "text.mp4", "-"), 8, "is not a video that OpenCV can decode"),
         ((model, video, tmp_path / "out.gif"), 2, "must be a video file (.mp4, .mkv, .avi), gst://PIPELINE"),
         ((model, video, tmp_path / "none" / "out.mp4"), 1, "its folder must exist and be writable"),
@@ -639,6 +651,21 @@ def test_what_cannot_be_followed(data, http_port, tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+def test_what_says_nothing_is_given_up(data, tmp_path):
+    """Servers that answer nothing, a port that nobody sends to, a pipe without a writer: all at a time."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the system accepts for it
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        udp = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+        sources = (tmp_path / "pipe", f"http://{host}/x.mp4", f"rtsp://{host}/x", f"tcp://{host}", udp)
+        for following in [Following(data / "colour.pt", source, "--stream") for source in sources]:
+            code, output, errors = following.rest()
+            assert (code, output) == (8, b""), following.process.args
+            # A network stream has 5 seconds, and on a machine that is slow not all of them.
+            assert b"is it the right address?" in errors or b"does anything send to it?" in errors
+            assert errors.count(b"\n") == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_a_full_disk_is_said(data):
     with open("/dev/full", "w") as full:
@@ -651,6 +678,26 @@ def test_a_full_disk_is_said(data):
         )
     assert done.returncode == 1
     assert "cannot be written to standard output" in done.stderr
+
+
+def test_a_disk_that_fills_up_is_said(data, tmp_path):
+    """With one of 200 kB, which takes the right to mount it."""
+    small_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=200k small '{tmp_path}'"
+    if subprocess.run([*small_disk, mount], capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 120, 160, 3), np.uint8)
+    for name in ("out.mp4", "out.mkv", "out.avi"):
+        run = command(data / "colour.pt", "-", tmp_path / name, "--size", "160x120")
+        done = subprocess.run(
+            [*small_disk, f"{mount} && exec {shlex.join(run)}"],
+            capture_output=True,
+            input=noise.tobytes(),
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == 1
+        assert b"the disk is full, and the end of the video may be missing" in done.stderr
+        assert parsed(done.stdout)[1]["frames"]["in"] > 0
 
 
 def test_metadata_without_loading_the_program(data):
