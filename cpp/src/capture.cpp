@@ -5,6 +5,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "one_line.h"
 #include "sifa/error.h"
@@ -46,9 +47,16 @@ struct Capture::Impl {
   std::int64_t dropped = 0;
   std::int64_t reconnections = 0;
   double frames_per_second = 0.0;
+  std::int64_t length = 0;  // of a recording behind a URL, in frames; 0 of all else
+
+  // The thread's own.
+  std::int64_t given = 0;      // frames since the source was last opened
+  std::int64_t ended_at = -1;  // `given` when it last ended
 
   std::atomic<bool> stop{false};
   std::thread thread;
+
+  bool is_live() const { return uri.is_live() && length == 0; }
 
   std::unique_ptr<Source> open() const {
     if (uri.kind == SourceKind::kStandardInput) return open_standard_input(options, stop);
@@ -59,6 +67,7 @@ struct Capture::Impl {
   void stop_thread(milliseconds patience);
   void open_first();
   void read_until_it_ends();
+  bool is_lost();
   bool reopen();
   bool put(CapturedFrame frame);
   bool pause(milliseconds duration);
@@ -74,9 +83,11 @@ bool Capture::Impl::pause(milliseconds duration) {
 // Queues a frame; false when the capture is to stop.
 bool Capture::Impl::put(CapturedFrame frame) {
   std::unique_lock<std::mutex> lock(mutex);
-  if (!uri.is_live()) changed.wait(lock, [&] { return stop || queue.size() < kQueueSize; });
+  if (!is_live()) changed.wait(lock, [&] { return stop || queue.size() < kQueueSize; });
   if (stop) return false;
   frame.index = captured++;
+  // Of a live stream in fragments (MP4), the first one states its own length.
+  if (captured > 2 * length) length = 0;
   if (queue.size() == kQueueSize) {
     // What the dropped frame began, the next one begins.
     queue[1].begins = queue[1].begins || queue[0].begins;
@@ -90,7 +101,9 @@ bool Capture::Impl::put(CapturedFrame frame) {
 }
 
 void Capture::Impl::read_until_it_ends() {
-  for (bool begins = true; !stop; begins = false) {
+  // A recording goes on where it was cut.
+  const std::int64_t known = length > 0 ? captured : 0;
+  for (given = 0; !stop;) {
     CapturedFrame frame;
     {
       const std::lock_guard<std::mutex> lock(mutex);
@@ -100,10 +113,19 @@ void Capture::Impl::read_until_it_ends() {
       }
     }
     if (!source->read(frame)) return;
-    frame.begins = begins;
+    if (given++ < known) continue;
+    frame.begins = given == 1;
     frame.time = steady_clock::now();
     if (!put(std::move(frame))) return;
   }
+}
+
+// Whether the source, which has ended, is worth opening again. A recording is when more than its last second
+// is missing, unless it ended there before: what it states need not be true.
+bool Capture::Impl::is_lost() {
+  if (length == 0) return uri.comes_back();
+  const bool is_complete = static_cast<double>(given) + frames_per_second >= static_cast<double>(length);
+  return !is_complete && std::exchange(ended_at, given) != given;
 }
 
 // Tries to get a lost source back; false when the capture is to stop.
@@ -141,6 +163,7 @@ void Capture::Impl::open_first() {
   source = open();
   const std::lock_guard<std::mutex> lock(mutex);
   frames_per_second = source->frames_per_second();
+  length = source->length();
   is_open = true;
   changed.notify_all();
 }
@@ -148,13 +171,14 @@ void Capture::Impl::open_first() {
 void Capture::Impl::run() {
   try {
     open_first();
-    do {
+    for (bool is_there = true; is_there; is_there = !stop && reopen()) {
       try {
         read_until_it_ends();
+        if (!is_lost()) break;
       } catch (const Error&) {
-        if (!uri.comes_back()) throw;
+        if (!is_lost()) throw;
       }
-    } while (uri.comes_back() && !stop && reopen());
+    }
   } catch (...) {
     const std::lock_guard<std::mutex> lock(mutex);
     failure = std::current_exception();
@@ -182,9 +206,9 @@ Capture::Capture(const std::string& uri, const SourceOptions& options) : impl_(n
   if (is_open) return;
   impl_->stop_thread(is_back ? kStopPatience : milliseconds{0});
   if (is_back) std::rethrow_exception(failure);
-  throw Error(ErrorCode::kVideoCannotBeOpened, "video cannot be opened: " + one_line(uri) +
-                                                   " has not started after " +
-                                                   std::to_string(kOpenPatience.count() / 1000) + " seconds");
+  throw Error(ErrorCode::kVideoCannotBeOpened,
+              "video cannot be opened: " + one_line(uri) + " has not started after " +
+                  std::to_string(kOpenPatience.count() / 1000) + " seconds: does anything send to it?");
 }
 
 Capture::~Capture() { impl_->stop_thread(kStopPatience); }
@@ -203,7 +227,10 @@ Capture::Status Capture::read(CapturedFrame& frame, milliseconds timeout) {
   return Status::kFrame;
 }
 
-bool Capture::is_live() const { return impl_->uri.is_live(); }
+bool Capture::is_live() const {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  return impl_->is_live();
+}
 
 double Capture::frames_per_second() const { return impl_->frames_per_second; }
 

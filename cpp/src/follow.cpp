@@ -4,6 +4,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -13,6 +14,7 @@
 #include "sifa/hysteresis.h"
 #include "sink.h"
 #include "top_classes.h"
+#include "uri.h"
 
 namespace {
 
@@ -146,9 +148,18 @@ class Follower {
   Durations model_;
 };
 
+// FFmpeg takes 5 seconds, of some formats 90, to get to know a stream that does not say its frame rate, and
+// by then a network stream counts as lost.
+void limit_analysis(const std::string& source) {
+  if (sifa::parse_source(source).kind != sifa::SourceKind::kNetwork) return;
+  // The first option is OpenCV's own default.
+  setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|analyzeduration;3000000", /*overwrite=*/0);
+}
+
 }  // namespace
 
 void follow(const FollowArguments& arguments) {
+  limit_analysis(arguments.source);
   Follower follower(arguments);
   std::signal(SIGINT, ask_to_stop);
   std::signal(SIGTERM, ask_to_stop);

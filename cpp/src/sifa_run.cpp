@@ -156,6 +156,8 @@ int checked_main(int argc, char** argv) {
   // Quiet unless asked: what FFmpeg and OpenCV print about a file says less than our one line.
   setenv("OPENCV_LOG_LEVEL", "SILENT", /*overwrite=*/0);
   setenv("OPENCV_FFMPEG_LOGLEVEL", "-8", /*overwrite=*/0);
+  // GStreamer's autovideosink tries DirectFB among others, which crashes where it cannot draw.
+  setenv("GST_PLUGIN_FEATURE_RANK", "dfbvideosink:NONE", /*overwrite=*/0);
 
   Arguments arguments;
   FollowArguments& follow = arguments.follow;

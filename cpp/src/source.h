@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,9 @@ class Source {
   virtual bool read(CapturedFrame& frame) = 0;
 
   virtual double frames_per_second() const { return 0.0; }
+
+  /// Frames that a recording behind a URL states; 0 of all else.
+  virtual std::int64_t length() const { return 0; }
 };
 
 /// Raw frames on standard input; `stop` ends them even while none come. Throws Error(kInvalidArgument).

@@ -3,6 +3,8 @@
 // need not have.
 #include <dlfcn.h>
 
+#include <filesystem>
+
 #include "library.h"
 #include "one_line.h"
 #include "sifa/error.h"
@@ -46,6 +48,12 @@ Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t 
   ReadVideo* const read = find<ReadVideo>(kReadVideoSymbol);
   if (!file_exists(path)) {
     throw Error(ErrorCode::kFileNotFound, "video file not found: " + path);
+  }
+  if (std::filesystem::is_fifo(path)) {
+    // It can be read once, and opening it waits for whoever writes.
+    throw Error(ErrorCode::kVideoCannotBeOpened,
+                "video cannot be opened: " + path +
+                    " is a pipe, and a clip may be sampled only from a file: follow it with --stream");
   }
   Video video;
   read(path, num_frames, frame_stride, sampling, video);

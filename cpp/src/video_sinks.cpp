@@ -4,6 +4,10 @@
 //   gst://PIPELINE       behind an appsrc; gst://autovideosink is a window
 //   rtp://HOST:PORT      H.264 as RTP
 //   udp://HOST:PORT      H.264 in MPEG-TS
+#include <netdb.h>
+#include <unistd.h>
+
+#include <cstdlib>
 #include <filesystem>
 
 #include "opencv.h"
@@ -13,28 +17,67 @@ namespace sifa {
 namespace {
 
 constexpr double kUsualRate = 25.0;  // frames per second, where the source does not say
+constexpr double kKeyFrameSeconds = 1.0;
+constexpr std::uintmax_t kFullDisk = 65536;  // bytes that are left: FFmpeg writes 32768 at a time
 
 bool starts_with(const std::string& text, const std::string& part) {
   return text.compare(0, part.size(), part) == 0;
 }
 
+bool is_set(const char* variable) {
+  const char* const value = std::getenv(variable);
+  return value != nullptr && *value != '\0';
+}
+
+// The properties of udpsink for "HOST:PORT"; it would itself take any, and send nothing. An IPv6 address may
+// stand in brackets.
+std::string udpsink_properties(const std::string& uri, const std::string& scheme) {
+  const std::string address = uri.substr(scheme.size());
+  const std::size_t colon = std::min(address.rfind(':'), address.size());
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  const std::string port = address.substr(std::min(colon + 1, address.size()));
+  const bool is_number =
+      !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
+  if (!is_number || std::stoi(port) < 1 || std::stoi(port) > 65535 || host.empty() ||
+      host.find_first_of(" !\"'") != std::string::npos) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "sink " + one_line(uri) + " must be " + scheme + "HOST:PORT, with a port of 1 to 65535");
+  }
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(host.c_str(), port.c_str(), nullptr, &found);
+  if (error != 0) {
+    throw Error(ErrorCode::kInvalidArgument, "sink " + one_line(uri) +
+                                                 " must name a host that can be reached, and of \"" + host +
+                                                 "\" the system says: " + gai_strerror(error));
+  }
+  freeaddrinfo(found);
+  return "host=" + host + " port=" + port;
+}
+
 // The pipeline for a URI, or nothing for a file.
-std::string pipeline_of(const std::string& uri) {
-  const std::string source = "appsrc ! videoconvert ! ";
-  if (starts_with(uri, "gst://")) return source + uri.substr(6);
+std::string pipeline_of(const std::string& uri, double rate) {
+  // It holds one frame: of small ones it would hold minutes, and go on sending them after the end.
+  const std::string source = "appsrc max-bytes=1 ! videoconvert ! ";
+  if (starts_with(uri, "gst://")) {
+    const bool is_window = uri.find("autovideosink") != std::string::npos;
+    if (is_window && !is_set("DISPLAY") && !is_set("WAYLAND_DISPLAY")) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "sink " + one_line(uri) +
+                      " needs a display: set DISPLAY or WAYLAND_DISPLAY, or name a sink that draws without, "
+                      "such as gst://kmssink");
+    }
+    return source + uri.substr(6);
+  }
   for (const auto& [scheme, middle] :
        {std::pair{"rtp://", "rtph264pay config-interval=1"}, {"udp://", "mpegtsmux"}}) {
     if (!starts_with(uri, scheme)) continue;
-    const std::string rest = uri.substr(std::string(scheme).size());
-    const std::size_t colon = rest.rfind(':');
-    const bool is_valid = colon != std::string::npos && colon > 0 && colon + 1 < rest.size() &&
-                          rest.find_first_not_of("0123456789", colon + 1) == std::string::npos &&
-                          rest.find_first_of(" !") == std::string::npos;
-    if (!is_valid) {
-      throw Error(ErrorCode::kInvalidArgument, "sink " + one_line(uri) + " must be " + scheme + "HOST:PORT");
-    }
-    return source + "x264enc tune=zerolatency speed-preset=veryfast ! " + middle +
-           " ! udpsink host=" + rest.substr(0, colon) + " port=" + rest.substr(colon + 1);
+    // Whoever joins later sees nothing until the next key frame; without I420 the colours would not be
+    // subsampled, which few can decode.
+    const int key_frame_distance = std::max(1, static_cast<int>(kKeyFrameSeconds * rate));
+    return source + "video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=veryfast key-int-max=" +
+           std::to_string(key_frame_distance) + " ! " + middle + " ! udpsink " +
+           udpsink_properties(uri, scheme);
   }
   return "";
 }
@@ -42,7 +85,7 @@ std::string pipeline_of(const std::string& uri) {
 class VideoSink : public Sink {
  public:
   VideoSink(const std::string& uri, double rate)
-      : uri_(uri), pipeline_(pipeline_of(uri)), rate_(rate > 0.0 ? rate : kUsualRate) {
+      : uri_(uri), rate_(rate > 0.0 ? rate : kUsualRate), pipeline_(pipeline_of(uri, rate_)) {
     if (!pipeline_.empty()) return;
     const std::string extension = std::filesystem::path(uri).extension().string();
     if (extension != ".mp4" && extension != ".mkv" && extension != ".avi") {
@@ -61,11 +104,12 @@ class VideoSink : public Sink {
                         const_cast<std::uint8_t*>(frame.data.data()));
       cv::cvtColor(rgb, image_, cv::COLOR_RGB2BGR);
       if (!writer_.isOpened()) open(image_.size());
-      // What is written has one size: a camera that came back with another is fitted to it.
+      // What is written has one size, even; a frame's may be odd, and a camera may come back with another.
       if (image_.size() != size_) cv::resize(image_, image_, size_);
       annotate(lines);
       writer_.write(image_);
     });
+    check_disk();
   }
 
   void close() override {
@@ -74,6 +118,7 @@ class VideoSink : public Sink {
     std::error_code error;
     const auto bytes = std::filesystem::file_size(uri_, error);
     if (error || bytes == 0) cannot_write("nothing was written: is the disk full?");
+    check_disk();
   }
 
  private:
@@ -81,11 +126,23 @@ class VideoSink : public Sink {
     throw Error(ErrorCode::kOther, "video cannot be written: " + one_line(uri_) + ": " + why);
   }
 
+  // OpenCV does not say that bytes could not be written.
+  void check_disk() const {
+    if (!pipeline_.empty()) return;
+    std::error_code error;
+    const std::filesystem::space_info space = std::filesystem::space(uri_, error);
+    const std::uintmax_t left = geteuid() == 0 ? space.free : space.available;
+    if (!error && left < kFullDisk) {
+      cannot_write("the disk is full, and the end of the video may be missing: make room, or name another");
+    }
+  }
+
   void open(cv::Size size) {
-    size_ = size;
+    // Colours at half the resolution, as encoders want them, need even sides.
+    size_ = {std::max(2, size.width / 2 * 2), std::max(2, size.height / 2 * 2)};
     const bool is_open = pipeline_.empty() ? writer_.open(std::filesystem::absolute(uri_).string(),
-                                                          cv::CAP_FFMPEG, code_, rate_, size)
-                                           : writer_.open(pipeline_, cv::CAP_GSTREAMER, 0, rate_, size);
+                                                          cv::CAP_FFMPEG, code_, rate_, size_)
+                                           : writer_.open(pipeline_, cv::CAP_GSTREAMER, 0, rate_, size_);
     if (!is_open) {
       cannot_write(pipeline_.empty() ? "its folder must exist and be writable"
                                      : "this OpenCV's GStreamer cannot run " + pipeline_);
@@ -109,8 +166,8 @@ class VideoSink : public Sink {
   }
 
   std::string uri_;
-  std::string pipeline_;
   double rate_;
+  std::string pipeline_;
   int code_ = 0;
   cv::Size size_;
   cv::VideoWriter writer_;

@@ -1,4 +1,11 @@
 // Sources that OpenCV reads: video files, folders of images, cameras, network streams, GStreamer's pipelines.
+#include <fcntl.h>
+#include <linux/videodev2.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <opencv2/imgcodecs.hpp>
 #include <set>
@@ -21,9 +28,27 @@ void fill(CapturedFrame& frame, const cv::Mat& image) {
   to_rgb(image, frame.data.data());
 }
 
+std::string why_no_camera(const std::string& path) {
+  const int device = open(path.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC);
+  if (device < 0 && errno == ENOENT) return "is not there: ls /dev/video* lists the cameras of this machine";
+  if (device < 0 && errno == EACCES) {
+    return "may not be opened by this user: add the user to the device's group (ls -l " + path + ")";
+  }
+  if (device < 0) return std::string("does not let itself be opened: ") + std::strerror(errno);
+  v4l2_capability capability{};
+  const bool is_camera = ioctl(device, VIDIOC_QUERYCAP, &capability) == 0;
+  close(device);
+  return is_camera ? "gives no video: another program may be using it, or the camera gives its video by "
+                     "another device (v4l2-ctl --list-devices)"
+                   : "is no camera: ls /dev/video* lists those of this machine";
+}
+
 class VideoSource : public Source {
  public:
-  VideoSource(const SourceUri& uri) : name_(uri.what) {
+  explicit VideoSource(const SourceUri& uri)
+      : name_(uri.what),
+        // Of what comes as it is played (rtsp, udp, tcp) a stated length does not say when it ends.
+        may_be_recording_(uri.kind == SourceKind::kNetwork && uri.what.compare(0, 4, "http") == 0) {
     const auto [what, backend] = opened_with(uri);
     const std::vector<int> parameters =
         uri.kind == SourceKind::kNetwork ? std::vector<int>{cv::CAP_PROP_OPEN_TIMEOUT_MSEC, kNetworkPatience,
@@ -53,6 +78,11 @@ class VideoSource : public Source {
     return rate > 0.0 && rate < 1000.0 ? rate : 0.0;
   }
 
+  std::int64_t length() const override {
+    const double count = may_be_recording_ ? capture_.get(cv::CAP_PROP_FRAME_COUNT) : 0.0;
+    return count >= 1.0 && count < 1e9 ? static_cast<std::int64_t>(count) : 0;
+  }
+
  private:
   static std::pair<std::string, int> opened_with(const SourceUri& uri) {
     switch (uri.kind) {
@@ -72,18 +102,20 @@ class VideoSource : public Source {
   static std::string reason(const SourceUri& uri) {
     switch (uri.kind) {
       case SourceKind::kCamera:
-        return "is no camera that V4L2 can open";
+        return why_no_camera(uri.what);
       case SourceKind::kJetsonCamera:
       case SourceKind::kPipeline:
         return "is no pipeline that this OpenCV's GStreamer can run";
       case SourceKind::kNetwork:
-        return "does not answer with a stream that OpenCV can decode";
+        return "does not answer with a stream that OpenCV can decode: is it the right address? "
+               "OPENCV_FFMPEG_LOGLEVEL=24 in the environment shows what FFmpeg says";
       default:
         return "is not a video that OpenCV can decode";
     }
   }
 
   std::string name_;
+  bool may_be_recording_;
   cv::VideoCapture capture_;
   cv::Mat image_;
   int quarter_turns_ = 0;

@@ -32,8 +32,8 @@ std::function<std::unique_ptr<sifa::Source>()> opened;
 class Frames : public sifa::Source {
  public:
   explicit Frames(
-      int count, std::function<bool()> end = [] { return false; })
-      : count_(count), end_(std::move(end)) {}
+      int count, std::function<bool()> end = [] { return false; }, std::int64_t length = 0)
+      : count_(count), end_(std::move(end)), length_(length) {}
 
   bool read(CapturedFrame& frame) override {
     if (given_ == count_) return end_();
@@ -44,9 +44,12 @@ class Frames : public sifa::Source {
 
   double frames_per_second() const override { return 12.5; }
 
+  std::int64_t length() const override { return length_; }
+
  private:
   int count_;
   std::function<bool()> end_;
+  std::int64_t length_;
   int given_ = 0;
 };
 
@@ -128,6 +131,76 @@ TEST(Capture, ComesBack) {
   }
   EXPECT_EQ(capture.reconnections(), 1);
   wait_until([&] { return openings >= 4; });
+}
+
+// Opens recordings that end after each of `counts` of the `length` frames that they state; then there is
+// none.
+void open_recordings(std::vector<int> counts, std::int64_t length) {
+  opened = [counts = std::move(counts), length,
+            next = std::size_t{0}]() mutable -> std::unique_ptr<sifa::Source> {
+    if (next == counts.size()) throw Error(ErrorCode::kVideoCannotBeOpened, "there is no server");
+    return std::make_unique<Frames>(counts[next++], [] { return false; }, length);
+  };
+}
+
+// What is left of a recording, frame by frame without a gap; the number of frames.
+int read_recording(Capture& capture) {
+  CapturedFrame frame;
+  int count = 0;
+  for (; next(capture, frame) == Status::kFrame; ++count) {
+    EXPECT_EQ(frame.index, count);
+    EXPECT_EQ(frame.data[0], count);
+    EXPECT_EQ(frame.begins, count == 0);
+  }
+  EXPECT_EQ(capture.dropped(), 0);
+  return count;
+}
+
+TEST(Capture, ReadsARecordingBehindAUrlToItsEnd) {
+  for (const int length : {100, 112}) {  // whose last second need not be there
+    open_recordings({100}, length);
+    Capture capture("http://127.0.0.1/x.mp4");
+    EXPECT_FALSE(capture.is_live());
+    EXPECT_EQ(read_recording(capture), 100);
+    EXPECT_EQ(capture.reconnections(), 0);
+  }
+}
+
+TEST(Capture, GoesOnWithARecordingWhereItWasCut) {
+  open_recordings({50, 20, 100}, 100);
+  Capture capture("http://127.0.0.1/x.mp4");
+  EXPECT_EQ(read_recording(capture), 100);
+  EXPECT_EQ(capture.reconnections(), 2);
+}
+
+TEST(Capture, TakesARecordingThatEndsTwiceAtAFrameForEnded) {
+  open_recordings({50, 50, 100}, 100);
+  Capture capture("http://127.0.0.1/x.mp4");
+  EXPECT_EQ(read_recording(capture), 50);
+  EXPECT_EQ(capture.reconnections(), 1);
+}
+
+TEST(Capture, GivesUpACutRecording) {
+  open_recordings({50}, 100);
+  SourceOptions options;
+  options.give_up_after = std::chrono::milliseconds(1);
+  Capture capture("http://127.0.0.1/x.mp4", options);
+  CapturedFrame frame;
+  for (int i = 0; i < 50; ++i) ASSERT_EQ(next(capture, frame), Status::kFrame);
+  EXPECT_EQ(code_of([&] { next(capture, frame); }), ErrorCode::kVideoCannotBeOpened);
+}
+
+// Live MP4 comes in fragments, of which the first states its own length.
+TEST(Capture, TakesWhatGivesMoreThanItStatesForLive) {
+  open_recordings({200, 1}, 25);
+  Capture capture("http://127.0.0.1/x.mp4");
+  EXPECT_FALSE(capture.is_live());
+  CapturedFrame frame;
+  for (int i = 0; i < 51; ++i) ASSERT_EQ(next(capture, frame), Status::kFrame);
+  wait_until([&] { return capture.captured() == 201; });
+  EXPECT_TRUE(capture.is_live());
+  EXPECT_GT(capture.dropped(), 140);
+  EXPECT_EQ(capture.reconnections(), 1);
 }
 
 TEST(Capture, GivesUp) {

@@ -4,14 +4,18 @@ The model says how red, green and blue its frames are, so that no source can mix
 waits for a certain time: a source is followed until it has answered, and all is bounded by `TIMEOUT`.
 """
 
+import http.server
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +80,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def gstreamer():
     """Whether the system has the parts of GStreamer that the servers are made of; CI must."""
-    parts = ("videotestsrc", "x264enc", "rtph264pay", "mpegtsmux")
+    parts = ("videotestsrc", "x264enc", "rtph264pay", "mpegtsmux", "ximagesink")
     has = shutil.which("gst-inspect-1.0") and all(
         subprocess.run(["gst-inspect-1.0", part], capture_output=True).returncode == 0 for part in parts
     )
@@ -104,8 +108,13 @@ def parsed(output):
 class Following:
     """A sifa-run that goes on until it is stopped."""
 
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen(
+            command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
         self.lines = []
         # Whatever happens, reading ends.
         self.watchdog = threading.Timer(TIMEOUT, self.process.kill)
@@ -120,6 +129,9 @@ class Following:
 
     def stop(self, with_signal=signal.SIGINT):
         self.process.send_signal(with_signal)
+        return self.finish()
+
+    def finish(self):
         code, output, errors = self.rest()
         assert code == 0, errors
         predictions, summary = parsed(output)
@@ -177,6 +189,16 @@ def test_a_folder_of_images(data):
     predictions, summary = follow(data / "stream.pt", data / "images")
     assert_same(predictions, expected(data / "stream.pt", pattern(12, 40, 48)))
     assert summary["frames"]["in"] == 12
+
+
+def test_a_pipe(data, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    content = (data / "clip.mkv").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,), daemon=True)
+    writer.start()
+    predictions, _ = follow(data / "stream.pt", tmp_path / "pipe", "--stream")
+    writer.join()
+    assert_same(predictions, expected(data / "stream.pt", pattern(11, 20, 30)))
 
 
 def test_raw_frames_on_standard_input(data):
@@ -304,8 +326,8 @@ def free_port(kind=socket.SOCK_STREAM):
         return probe.getsockname()[1]
 
 
-def encoder(*output, options=()):
-    """FFmpeg on a red picture without end, as MPEG-TS."""
+def encoder(*output, options=(), picture="color=red:"):
+    """FFmpeg on a picture without end, as MPEG-TS unless the output says otherwise."""
     arguments = [
         "ffmpeg",
         "-loglevel",
@@ -314,7 +336,7 @@ def encoder(*output, options=()):
         "-f",
         "lavfi",
         "-i",
-        "color=red:size=64x48:rate=25",
+        f"{picture}size=64x48:rate=25",
     ]
     return [*arguments, "-c:v", "mpeg2video", "-g", "5", "-f", "mpegts", *output]
 
@@ -403,6 +425,88 @@ def test_a_server_that_does_not_return_is_given_up(data, some_seconds):
     assert errors.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def recording(data):
+    """Four seconds that change; the predictions of its file."""
+    content = encoder("-f", "matroska", "-y", data / "recording.mkv", options=["-t", "4"], picture="testsrc=")
+    subprocess.run(content, check=True)
+    return follow(data / "colour.pt", data / "recording.mkv", "-")[0]
+
+
+def facts(predictions):
+    return [(p["frame"], p["classes"]) for p in predictions]
+
+
+@pytest.fixture(scope="module")
+def http_port(data):
+    """Of a server of the folder with the data."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=data)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_recording_over_http_is_read_once_and_whole(data, recording, http_port):
+    predictions, summary = follow(data / "colour.pt", f"http://127.0.0.1:{http_port}/recording.mkv")
+    assert facts(predictions) == facts(recording)
+    assert summary["frames"] == {"in": 100, "used": 100, "dropped": 0}
+    assert summary["reconnections"] == 0
+
+
+def serve_http(chunks, port, length=None, pause=0.0):
+    """Answers the first that connects, and goes; the answer may state more than it holds."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(TIMEOUT)
+        connection, _ = server.accept()
+    with connection:
+        connection.recv(65536)
+        stated = "" if length is None else f"Content-Length: {length}\r\n"
+        try:
+            connection.sendall(f"HTTP/1.1 200 OK\r\n{stated}\r\n".encode())
+            for chunk in chunks:
+                connection.sendall(chunk)
+                time.sleep(pause)
+        except OSError:
+            pass  # it has hung up
+
+
+def test_a_recording_goes_on_where_its_server_died(data, recording):
+    content = (data / "recording.mkv").read_bytes()
+    port = free_port()
+    first = threading.Thread(target=serve_http, args=([content[: len(content) // 2]], port, len(content)))
+    first.start()
+    following = Following(data / "colour.pt", f"http://127.0.0.1:{port}/recording.mkv")
+    following.read()
+    first.join()
+    second = threading.Thread(target=serve_http, args=([content], port, len(content)))
+    second.start()
+    predictions, summary = following.finish()
+    second.join()
+    assert facts(predictions) == facts(recording)
+    assert summary["reconnections"] == 1
+
+
+def test_a_live_stream_over_http(data):
+    """Whose header promises sound that never comes: FFmpeg would wait for 90 seconds of it. Sent fast."""
+    flv = encoder("-c:v", "flv", "-f", "flv", "-", options=["-t", "60"])
+    content = bytearray(subprocess.run(flv, capture_output=True, check=True).stdout)
+    content[4] = 0b101  # video and audio
+    size = len(content) // 300
+    port = free_port()
+    chunks = [content[i : i + size] for i in range(0, len(content), size)]
+    server = threading.Thread(target=serve_http, args=(chunks, port, None, 0.05))
+    server.start()
+    following = Following(data / "colour.pt", f"http://127.0.0.1:{port}/live.flv")
+    assert_red(following.read(3))
+    _, summary = following.stop()
+    server.join()
+    assert summary["reconnections"] == 0
+    assert summary["frames"]["in"] >= 6
+
+
 # --- Sinks ----------------------------------------------------------------------------------------------
 
 
@@ -420,22 +524,90 @@ def test_an_annotated_file(data, tmp_path, name):
     assert written[9].min() < 60
 
 
-def test_a_network_stream_as_a_sink(data, gstreamer):
-    """From one sifa-run to another."""
+def test_mpeg_ts_as_a_sink(data, gstreamer):
+    """From one sifa-run to another, which joins in the middle."""
     port = free_port(socket.SOCK_DGRAM)
     sender = Following(
         data / "colour.pt", TEST_SOURCE.format(options="is-live=true"), f"udp://127.0.0.1:{port}"
     )
+    sender.read(10)
     receiver = Following(data / "colour.pt", f"udp://127.0.0.1:{port}")
     assert_red(receiver.read(3))
     receiver.stop()
-    sender.read()
     sender.stop()
 
 
-def test_what_cannot_be_followed(data, tmp_path):
+def test_rtp_as_a_sink(data, gstreamer, tmp_path):
+    """Of frames with odd sides, received by FFmpeg that joins in the middle."""
+    port = free_port(socket.SOCK_DGRAM)
+    description = f"v=0\nc=IN IP4 127.0.0.1\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    (tmp_path / "red.sdp").write_text(description)
+    source = "gst://videotestsrc pattern=red is-live=true ! video/x-raw,width=161,height=121,framerate=25/1"
+    sender = Following(data / "colour.pt", source, f"rtp://127.0.0.1:{port}")
+    assert_red(sender.read(3))
+    arguments = ["-protocol_whitelist", "file,udp,rtp", "-i", tmp_path / "red.sdp", "-frames:v", "10"]
+    done = subprocess.run(
+        ["ffmpeg", *arguments, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
+        capture_output=True,
+        timeout=TIMEOUT,
+    )
+    sender.stop()
+    assert b"yuv420p" in done.stderr  # what decoders in hardware and browsers can
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(10, 120, 160, 3)
+    assert np.abs(frames[:, 60:].astype(int) - RED[0, 0, 0]).max() < 30
+    letters = frames[:, :60].min(-1)
+    assert (letters.max((1, 2)) > 150).all()
+
+
+@pytest.fixture
+def display(gstreamer, tmp_path):
+    """An X server without a screen: its name, and a function that gives its picture."""
+    if not shutil.which("Xvfb") and "CI" not in os.environ:
+        pytest.skip("needs Xvfb: make build-tests installs it")
+    ends = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(ends[1]), "-noreset", "-screen", "0", "160x120x24", "-fbdir", tmp_path],
+        pass_fds=ends[1:],
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(ends[1])
+
+    def picture():
+        # An XWD file: words that say its size, and those of its header and colour map; then BGRX.
+        content = (tmp_path / "Xvfb_screen0").read_bytes()
+        header = np.frombuffer(content, ">u4", 25)
+        pixels = np.frombuffer(content, np.uint8, 120 * 160 * 4, header[0] + 12 * header[19])
+        return pixels.reshape(120, 160, 4)
+
+    try:
+        with os.fdopen(ends[0]) as number:
+            yield f":{number.readline().strip()}", picture
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_window(data, display):
+    name, picture = display
+    following = Following(
+        data / "colour.pt", TEST_SOURCE.format(options="is-live=true"), "gst://autovideosink", DISPLAY=name
+    )
+    for _ in range(1000):
+        following.read()
+        window = picture()[:48, :64, 2::-1]
+        has_letters = window.min(-1).max() > 200
+        if has_letters:
+            break
+    following.stop()
+    assert has_letters
+    assert (window[40:] == RED[0, 0, 0]).all()
+
+
+def test_what_cannot_be_followed(data, http_port, tmp_path):
     model, video = data / "colour.pt", data / "red.mkv"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for arguments, code, message in (
         ((model, "ftp://x"), 2, 'source "ftp://x" has an unknown scheme: give a video file'),
@@ -448,22 +620,50 @@ def test_what_cannot_be_followed(data, tmp_path):
         ((model, data / "nothing", "-"), 3, "video file or folder not found"),
         ((model, tmp_path / "empty"), 9, "folder has no images"),
         ((model, tmp_path), 8, "broken.png is not an image that OpenCV can decode"),
-        ((model, "/dev/video99"), 8, "/dev/video99 is no camera that V4L2 can open"),
+        ((model, "/dev/video99"), 8, "/dev/video99 is not there: ls /dev/video* lists the cameras"),
+        ((model, "v4l2:///dev/null"), 8, "/dev/null is no camera: ls /dev/video* lists"),
+        ((model, "/dev/zero", "-"), 8, "/dev/zero is not a video that OpenCV can decode"),
+        ((model, tmp_path / "pipe"), 8, "is a pipe, and a clip may be sampled only from a file"),
+        ((model, f"http://127.0.0.1:{http_port}/none.mp4"), 8, "is it the right address?"),
         ((model, f"tcp://127.0.0.1:{free_port()}"), 8, "does not answer with a stream"),
+        ((model, f"rtsp://127.0.0.1:{free_port()}/x"), 8, "does not answer with a stream"),
         ((model, data / "text.mp4", "-"), 8, "is not a video that OpenCV can decode"),
         ((model, video, tmp_path / "out.gif"), 2, "must be a video file (.mp4, .mkv, .avi), gst://PIPELINE"),
         ((model, video, tmp_path / "none" / "out.mp4"), 1, "its folder must exist and be writable"),
         ((model, video, "udp://host"), 2, "must be udp://HOST:PORT"),
+        ((model, video, "rtp://127.0.0.1:65536"), 2, "HOST:PORT, with a port of 1 to 65535"),
+        ((model, video, "rtp://::g:5000"), 2, "must name a host that can be reached"),
+        ((model, video, "gst://autovideosink"), 2, "needs a display: set DISPLAY"),
         ((model, video, "--stream", "--hop", 5), 2, "hop must be a multiple of 1 up to 4"),
         ((model, video, "--stream", "--decide", 0.3, 0.5), 2, "must be 0 < leave <= enter <= 1"),
         ((model,), 2, "SOURCE is required"),
     ):
         done = subprocess.run(
-            command(*arguments), capture_output=True, text=True, input="x" * 100, timeout=TIMEOUT
+            command(*arguments),
+            capture_output=True,
+            text=True,
+            input="x" * 100,
+            timeout=TIMEOUT,
+            env=environment,
         )
         assert done.returncode == code, (arguments, done.stderr)
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_what_says_nothing_is_given_up(data, tmp_path):
+    """Servers that answer nothing, a port that nobody sends to, a pipe without a writer: all at a time."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the system accepts for it
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        udp = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+        sources = (tmp_path / "pipe", f"http://{host}/x.mp4", f"rtsp://{host}/x", f"tcp://{host}", udp)
+        for following in [Following(data / "colour.pt", source, "--stream") for source in sources]:
+            code, output, errors = following.rest()
+            assert (code, output) == (8, b""), following.process.args
+            # A network stream has 5 seconds, and on a machine that is slow not all of them.
+            assert b"is it the right address?" in errors or b"does anything send to it?" in errors
+            assert errors.count(b"\n") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
@@ -478,6 +678,26 @@ def test_a_full_disk_is_said(data):
         )
     assert done.returncode == 1
     assert "cannot be written to standard output" in done.stderr
+
+
+def test_a_disk_that_fills_up_is_said(data, tmp_path):
+    """With one of 200 kB, which takes the right to mount it."""
+    small_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=200k small '{tmp_path}'"
+    if subprocess.run([*small_disk, mount], capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 120, 160, 3), np.uint8)
+    for name in ("out.mp4", "out.mkv", "out.avi"):
+        run = command(data / "colour.pt", "-", tmp_path / name, "--size", "160x120")
+        done = subprocess.run(
+            [*small_disk, f"{mount} && exec {shlex.join(run)}"],
+            capture_output=True,
+            input=noise.tobytes(),
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == 1
+        assert b"the disk is full, and the end of the video may be missing" in done.stderr
+        assert parsed(done.stdout)[1]["frames"]["in"] > 0
 
 
 def test_metadata_without_loading_the_program(data):

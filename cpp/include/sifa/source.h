@@ -40,7 +40,13 @@ struct SourceOptions {
 ///
 /// Of a file, a folder and standard input every frame is given. All others are live: the thread keeps the
 /// newest frames and drops the oldest when nobody reads them, and a camera or network stream that is lost is
-/// opened again, after pauses that grow. All but standard input need libsifa_video.so (SIFA_VIDEO=ON).
+/// opened again, after pauses that grow. Only what states its length behind http:// and https:// is a
+/// recording: every frame of it is given, one that is cut goes on where it was, and it ends; what gives more
+/// than twice that length is live after all. All but standard input need libsifa_video.so (SIFA_VIDEO=ON).
+///
+/// FFmpeg takes 5 seconds and more to get to know a network stream that does not say its frame rate, and by
+/// then it counts as lost. A program that reads such sets OPENCV_FFMPEG_CAPTURE_OPTIONS in its environment,
+/// as sifa-run does: "rtsp_transport;tcp|analyzeduration;3000000" (microseconds).
 class SIFA_API Capture {
  public:
   /// Opens the source. Throws Error: kInvalidArgument (an unknown scheme, a size that is missing),
