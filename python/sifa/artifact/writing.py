@@ -196,7 +196,8 @@ def for_cuda(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     """The program, moved to CUDA, where the offsets are a saliency and a convolution of cuDNN's."""
     from torch.export.passes import move_to_device_pass
 
-    return move_to_device_pass(without_fused_offsets(program), "cuda")
+    # With its index, as tensors have it: torch 2.11 takes "cuda" for another device.
+    return move_to_device_pass(without_fused_offsets(program), "cuda:0")
 
 
 def without_fused_offsets(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
