@@ -155,7 +155,7 @@ def test_the_example_of_a_camera_on_moved_files(data, moved, tmp_path):
     assert result.stdout.splitlines() == [label or "-" for label in expected]
     result = run(program, data / "stream.pt", "/dev/video99")
     assert result.returncode == 8
-    assert "is no camera" in result.stderr
+    assert "/dev/video99 is not there" in result.stderr
 
 
 def test_the_operators_are_linked_though_no_symbol_is_used(moved, tmp_path):
