@@ -60,7 +60,8 @@ std::int64_t allocations() { return statistics().allocation[0].allocated; }
 class Cuda : public testing::Test {
  protected:
   void SetUp() override {
-    // Float32 is compared with float32. setAllowTF32CuDNN(false) left differences of TF32's size (torch 2.11).
+    // Float32 is compared with float32. setAllowTF32CuDNN(false) left differences of TF32's size
+    // (torch 2.11).
     setenv("NVIDIA_TF32_OVERRIDE", "0", 1);
     if (at::detail::getCUDAHooks().deviceCount() == 0) GTEST_SKIP() << "LibTorch sees no GPU";
     at::globalContext().lazyInitDevice(at::kCUDA);
