@@ -267,7 +267,7 @@ class Footprint {
     for (int lane = 0; lane < kTilePixels; ++lane) {
       has_window_[lane] =
           (bottom[lane] - top_[lane] < kWindow - 1) & (right[lane] - left_[lane] < kWindow - 1);
-      if (top_[lane] == kFar) top_[lane] = left_[lane] = 0;  // no tap contributes;
+      if (top_[lane] == kFar) top_[lane] = left_[lane] = 0;  // no tap contributes
     }
     for (int p = 0; p < taps.number(); ++p) {
       for (int lane = 0; lane < kTilePixels; ++lane) {
@@ -326,29 +326,25 @@ class Footprint {
     }
   }
 
-  // Where the four corners of tap p, the i-th that contributes, are in arrays by position.
-  SIFA_INLINE void corners_of(int p, int i, int* positions) const {
-    const int first = windowed_ ? first_[p][lane_] : 4 * i;
-    const int row = windowed_ ? kWindow : 2;
-    positions[0] = first;
-    positions[1] = first + 1;
-    positions[2] = first + row;
-    positions[3] = first + row + 1;
-  }
-
   // Sets an array by position to zero.
   SIFA_INLINE void clear(Real* values, int num_taps) const {
     const int64_t number = windowed_ ? kWindow * kWindow : 4 * num_taps;
     std::memset(values, 0, static_cast<size_t>(number) * sizeof(Real));
   }
 
-  // The product of a tap's sample, from those of the pixels.
-  SIFA_INLINE Real sample(const Taps<T>& taps, int p, int i, const Real* products) const {
+  // What of a tap's sample is, and its derivatives along y and x, from that of the pixels.
+  struct Sampled {
+    Real value, dy, dx;
+  };
+  SIFA_INLINE Sampled sample(const Taps<T>& taps, int p, int i, const Real* values) const {
     int at[4];
     corners_of(p, i, at);
+    const Real corner[4] = {values[at[0]], values[at[1]], values[at[2]], values[at[3]]};
+    const Real top = taps.y_weight[p][0][lane_], bottom = taps.y_weight[p][1][lane_];
     const Real left = taps.x_weight[p][0][lane_], right = taps.x_weight[p][1][lane_];
-    return (products[at[0]] * left + products[at[1]] * right) * taps.y_weight[p][0][lane_] +
-           (products[at[2]] * left + products[at[3]] * right) * taps.y_weight[p][1][lane_];
+    return {(corner[0] * left + corner[1] * right) * top + (corner[2] * left + corner[3] * right) * bottom,
+            (corner[2] - corner[0]) * left + (corner[3] - corner[1]) * right,
+            (corner[1] - corner[0]) * top + (corner[3] - corner[2]) * bottom};
   }
 
   // Adds `value` to the corners of a tap, times their bilinear weights.
@@ -364,6 +360,16 @@ class Footprint {
   }
 
  private:
+  // Where the four corners of tap p, the i-th that contributes, are in arrays by position.
+  SIFA_INLINE void corners_of(int p, int i, int* positions) const {
+    const int first = windowed_ ? first_[p][lane_] : 4 * i;
+    const int row = windowed_ ? kWindow : 2;
+    positions[0] = first;
+    positions[1] = first + 1;
+    positions[2] = first + row;
+    positions[3] = first + row + 1;
+  }
+
   static constexpr int kWindow = 8;         // 64 pixels: a bit each
   static constexpr int32_t kFar = 1 << 29;  // beyond any pixel
 
@@ -549,12 +555,13 @@ SIFA_INLINE void attend_in_scratch(const InterFrameAttention& call, const T* que
   weighted_sum(call.residual ? query : nullptr, samples, stride, weights, count, channels, output);
 }
 
-// Whether it is computed from the pixels of its footprint instead, which are read twice, and of which there
-// are fewer than corners of taps. By vectors of 64 bytes 11, 23 and 40 % faster at 256, 512 and 1024
+// Whether the output is computed from the pixels of the footprint instead, which are read twice, and of which
+// there are fewer than corners of taps. By vectors of 64 bytes 11, 23 and 40 % faster at 256, 512 and 1024
 // channels; by those of 32 bytes 24 % slower, where reading again from the second-level cache costs more than
 // is saved.
 constexpr bool kByPixels = kVectorBytes == 64;
 
+// That, for any number of channels.
 template <typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void attend_to_pixels(const InterFrameAttention& call, const T* query, const T* frame,
                                   const T* zeros, const Taps<T>& located, const Footprint<T>& footprint,
@@ -567,7 +574,7 @@ SIFA_INLINE void attend_to_pixels(const InterFrameAttention& call, const T* quer
   footprint.clear(products, count);
   multiply(vectors, frame, zeros, footprint, channels, by_vector);
   for (int i = 0; i < count; ++i) {
-    weights[i] = static_cast<Real>(call.scale) * footprint.sample(located, taps[i], i, products);
+    weights[i] = static_cast<Real>(call.scale) * footprint.sample(located, taps[i], i, products).value;
   }
   normalise(call, count, weights);
   footprint.clear(shares, count);
@@ -578,6 +585,7 @@ SIFA_INLINE void attend_to_pixels(const InterFrameAttention& call, const T* quer
 // With kBlocks > 0 groups have as many whole blocks of channels, and there is no softmax.
 template <int kBlocks, typename T, typename Real = Accumulator<T>>
 void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, void* scratch) {
+  constexpr bool kFootprint = kBlocks == 0 && kByPixels;
   const int64_t channels = kBlocks > 0 ? kBlocks * kWidest<T> : call.channels / call.groups;
   const T* zeros = clear_zeros<T>(call, scratch);
   Taps<T> located(call);
@@ -591,7 +599,7 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
     const T* frame = pixel<T>(call.memory, call.memory_strides, tile.n, m < 0 ? 0 : m, 0, 0);
     if (m >= 0) {
       located.locate(tile);
-      if constexpr (kBlocks == 0 && kByPixels) {
+      if constexpr (kFootprint) {
         footprint.find_windows(located);
       } else {
         corners.find(located, frame, call.memory_strides, zeros);
@@ -610,12 +618,12 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
       T* output = output_at(y, x);
       tile.fetch_next<false>(call, y, x, query_at);
       tile.fetch_next<true>(call, y, x, output_at);
-      if constexpr (kBlocks == 0 && kByPixels) footprint.list(located, lane, taps, count, 0, call.height);
+      if constexpr (kFootprint) footprint.list(located, lane, taps, count, 0, call.height);
       for (int64_t channel = 0; channel < call.channels; channel += channels) {
         if constexpr (kBlocks > 0) {
           attend_in_registers<kBlocks>(query + channel, call.residual, corners, taps, count, lane, channel,
                                        static_cast<Real>(call.scale), output + channel);
-        } else if constexpr (kByPixels) {
+        } else if constexpr (kFootprint) {
           attend_to_pixels(call, query + channel, frame + channel, zeros, located, footprint, taps, count,
                            output + channel);
         } else {
@@ -637,19 +645,6 @@ void forward_of_type(const InterFrameAttention& call, int64_t begin, int64_t end
                       forward_tiles<decltype(blocks)::value, T>(call, begin, end, scratch);
                     });
   if (!done) forward_tiles<0, T>(call, begin, end, scratch);
-}
-
-// From products with the four corners of tap p to those with its sample and the sample's derivatives along y
-// and x.
-template <typename T, typename Real>
-SIFA_INLINE void combine(const Taps<T>& taps, int p, int lane, const Real* products, const int* at,
-                         Real& sample, Real& dy, Real& dx) {
-  const Real corner[4] = {products[at[0]], products[at[1]], products[at[2]], products[at[3]]};
-  const Real top = taps.y_weight[p][0][lane], bottom = taps.y_weight[p][1][lane];
-  const Real left = taps.x_weight[p][0][lane], right = taps.x_weight[p][1][lane];
-  sample = (corner[0] * left + corner[1] * right) * top + (corner[2] * left + corner[3] * right) * bottom;
-  dy = (corner[2] - corner[0]) * left + (corner[3] - corner[1]) * right;
-  dx = (corner[1] - corner[0]) * top + (corner[3] - corner[2]) * bottom;
 }
 
 // Writes the offset gradients of one pixel, in the type of the offsets.
@@ -686,7 +681,7 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   Real shares[Footprint<T>::kPositions];
   Real weights[kMaxTaps];
   // Products of the query and of G with the sample and with its derivatives.
-  Real query_dy[kMaxTaps], query_dx[kMaxTaps], grad_sample[kMaxTaps], grad_dy[kMaxTaps], grad_dx[kMaxTaps];
+  typename Footprint<T>::Sampled of_query[kMaxTaps], of_grad[kMaxTaps];
   Real offset_gradients[2 * kMaxTaps];
 
   for (int64_t index = begin; index < end; ++index) {
@@ -726,24 +721,22 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
         Real* const products[2] = {with_query, with_grad};
         multiply(vectors, frame + channel, zeros, footprint, channels, products);
         for (int i = 0; i < count; ++i) {
-          int at[4];
-          footprint.corners_of(taps[i], i, at);
-          combine(located, taps[i], lane, with_query, at, weights[i], query_dy[i], query_dx[i]);
-          combine(located, taps[i], lane, with_grad, at, grad_sample[i], grad_dy[i], grad_dx[i]);
-          weights[i] *= scale;
+          of_query[i] = footprint.sample(located, taps[i], i, with_query);
+          of_grad[i] = footprint.sample(located, taps[i], i, with_grad);
+          weights[i] = scale * of_query[i].value;
         }
         normalise(call, count, weights);
 
         Real mean = 0;
-        for (int i = 0; i < count && call.softmax; ++i) mean += weights[i] * grad_sample[i];
+        for (int i = 0; i < count && call.softmax; ++i) mean += weights[i] * of_grad[i].value;
         footprint.clear(shares, count);
         for (int i = 0; i < count; ++i) {
           const int64_t p = taps[i];
           const Real logit =
-              call.softmax ? scale * weights[i] * (grad_sample[i] - mean) : scale * grad_sample[i];
+              call.softmax ? scale * weights[i] * (of_grad[i].value - mean) : scale * of_grad[i].value;
           footprint.spread(located, taps[i], i, logit, shares);
-          offset_gradients[2 * p] += weights[i] * grad_dy[i] + logit * query_dy[i];
-          offset_gradients[2 * p + 1] += weights[i] * grad_dx[i] + logit * query_dx[i];
+          offset_gradients[2 * p] += weights[i] * of_grad[i].dy + logit * of_query[i].dy;
+          offset_gradients[2 * p + 1] += weights[i] * of_grad[i].dx + logit * of_query[i].dx;
           kept[(p * call.groups + group) * 2] = weights[i];
           kept[(p * call.groups + group) * 2 + 1] = logit;
         }

@@ -545,15 +545,16 @@ def test_rtp_as_a_sink(data, gstreamer, tmp_path):
     source = "gst://videotestsrc pattern=red is-live=true ! video/x-raw,width=161,height=121,framerate=25/1"
     sender = Following(data / "colour.pt", source, f"rtp://127.0.0.1:{port}")
     assert_red(sender.read(3))
-    arguments = ["-protocol_whitelist", "file,udp,rtp", "-i", tmp_path / "red.sdp", "-frames:v", "10"]
+    arguments = ["-protocol_whitelist", "file,udp,rtp", "-i", tmp_path / "red.sdp", "-frames:v", "30"]
     done = subprocess.run(
-        ["ffmpeg", *arguments, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
+        ["ffmpeg", *arguments, "-vf", "showinfo", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
         capture_output=True,
         timeout=TIMEOUT,
     )
     sender.stop()
     assert b"yuv420p" in done.stderr  # what decoders in hardware and browsers can
-    frames = np.frombuffer(done.stdout, np.uint8).reshape(10, 120, 160, 3)
+    assert done.stderr.count(b"iskey:1") >= 2  # of 30 frames, one every 25: nobody waits for long
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(30, 120, 160, 3)
     assert np.abs(frames[:, 60:].astype(int) - RED[0, 0, 0]).max() < 30
     letters = frames[:, :60].min(-1)
     assert (letters.max((1, 2)) > 150).all()
