@@ -1,8 +1,9 @@
 """Measures what SIFA adds to a whole network: every family with it and without it, by every engine.
 
-python benchmarks/models.py [--models NAME …] [--rounds N] [--device cuda] [--dtype float16] [--json FILE]
+python benchmarks/models.py [--models NAME …] [--batch N] [--rounds N] [--device cuda] [--dtype float16]
+[--json FILE]
 
-Both are the same network but for ``temporal=None``, run on one clip of the card's size, without gradients.
+Both are the same network but for ``temporal=None``, run on clips of the card's size, without gradients.
 They are timed in turns, one call each per round. Offsets are random, of one pixel: the zeros of a new model
 would be read from fewer places. Printed are the medians and quartiles over the rounds, in milliseconds, and
 those of the ratio of the two.
@@ -63,18 +64,17 @@ def with_offsets(model: nn.Module, clip: Tensor) -> nn.Module:
     return model
 
 
-def measure(name: str, options: dict, num_rounds: int, device: str, dtype: torch.dtype) -> dict:
+def measure(name: str, options: dict, batch: int, num_rounds: int, device: str, dtype: torch.dtype) -> dict:
     """Time a model with and without SIFA, by every engine."""
     torch.manual_seed(0)
     model, plain = (sifa.create_model(name, **options, **without) for without in ({}, {"temporal": None}))
     model, plain = model.to(device), plain.to(device)
-    clip = torch.randn(1, 3, model.num_frames, *model.input_size).to(device)
-    with torch.no_grad():
-        rivals = {"with": with_offsets(model, clip).to(dtype), "without": plain.eval().to(dtype)}
-    clip = clip.to(dtype)
+    clip = torch.randn(batch, 3, model.num_frames, *model.input_size).to(device)
     clock = CpuClock() if device == "cpu" else CudaClock()
     row: dict = {"name": name, "options": options, "clip": list(clip.shape)}
     with torch.no_grad():
+        rivals = {"with": with_offsets(model, clip).to(dtype), "without": plain.eval().to(dtype)}
+        clip = clip.to(dtype)
         if not model(clip).isfinite().all():
             raise SystemExit(f"{name}: its output is not finite, so its time would mean nothing")
         for engine, prepare in ENGINES.items():
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--models", nargs="*", choices=[name for name, _ in MODELS], help="only these")
+    parser.add_argument("--batch", type=int, default=1, help="clips of a call")
     parser.add_argument("--rounds", type=int, default=20, help="at least 2")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
@@ -115,7 +116,7 @@ def main() -> None:
 
     facts = {**description(arguments.device), "dtype": arguments.dtype}
     print(", ".join(facts.values()))
-    print("milliseconds per clip: median (quartiles)\n")
+    print("milliseconds per call: median (quartiles)\n")
     columns = [
         "model",
         "clip",
@@ -126,7 +127,8 @@ def main() -> None:
     for name, options in MODELS:
         if not arguments.models or name in arguments.models:
             dtype = getattr(torch, arguments.dtype)
-            rows.append(measure(name, options, arguments.rounds, arguments.device, dtype))
+            how = (arguments.batch, arguments.rounds, arguments.device, dtype)
+            rows.append(measure(name, options, *how))
             print(table_line(rows[-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")

@@ -166,9 +166,9 @@ def test_the_harness(load, tmp_path):
 
 
 def test_a_training_step_is_timed(load, capsys):
-    load("training_step").main(["--model", "sifa_tiny", "--rounds", "2"])
+    load("training_step").main(["--model", "sifa_tiny", "--batch", "2", "--rounds", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "sifa_tiny, a step of one clip 1×3×16×112×112: median (quartiles)"
+    assert lines[1] == "sifa_tiny, a step of 2×3×16×112×112: median (quartiles)"
     assert [line.split(":")[0] for line in lines[2:]] == ["with SIFA", "without SIFA", "ratio"]
 
 
