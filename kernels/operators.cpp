@@ -21,8 +21,8 @@ STABLE_TORCH_LIBRARY(sifa, library) {
       "motion_saliency_backward(Tensor grad_output, Tensor query, Tensor memory, int frame_shift, str edge, "
       "bool residual) -> (Tensor, Tensor)");
 
-  // Has a kernel on the CPU only, and no backward: python/sifa/ops/motion.py composes both of motion_saliency
-  // and torch's convolution.
+  // Has no backward of its own: python/sifa/ops/motion.py composes it of motion_saliency's and torch's
+  // convolution's.
   library.def(
       "motion_offset(Tensor query, Tensor memory, Tensor weight, int frame_shift=1, str edge=\"clamp\", "
       "bool residual=False) -> Tensor");

@@ -21,7 +21,6 @@ from sifa.artifact import (
     read_metadata,
 )
 from sifa.artifact.metadata import KINDS
-from sifa.artifact.writing import without_fused_offsets
 from sifa.models.streaming import StreamingClassifier
 
 STRIDE, STEPS = 4, 6
@@ -295,21 +294,6 @@ def test_another_reference_output_is_refused(paths, tmp_path):
         load_stream(path)
 
 
-def test_offsets_taken_apart_for_cuda_are_the_same(models, paths):
-    """The program that is compiled for CUDA, on the CPU."""
-    program = torch.export.load(paths["clip", "exported"])
-    targets = {node.target for node in program.graph.nodes}
-    assert torch.ops.sifa.motion_offset.default in targets
-    apart = without_fused_offsets(program)
-    targets = {node.target for node in apart.graph.nodes}
-    assert torch.ops.sifa.motion_offset.default not in targets
-    assert torch.ops.sifa.motion_saliency.default in targets
-    frames = some_frames(2, 2 * STRIDE, 70, 90).contiguous()
-    with torch.no_grad():
-        expected = FrameClassifier(models["clip"])(frames)
-        torch.testing.assert_close(apart.module(check_guards=False)(frames), expected, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_size_becomes_a_tensor(paths, kind):
     """A trace may hold sizes as tensors of the CPU, which on a GPU fail or have to be waited for."""
@@ -318,6 +302,19 @@ def test_no_size_becomes_a_tensor(paths, kind):
         graph = str(torch.jit.load(paths[kind, "torchscript"]).inlined_graph)
     assert "aten::softmax" in graph
     assert "prim::NumToTensor" not in graph
+
+
+@pytest.mark.parametrize("kind", ["window", "streaming"])
+def test_no_device_is_fixed_by_tracing(tmp_path, kind):
+    """Offsets from a difference index frames, on the device where they are."""
+    options = {"num_classes": 5, "num_frames": 2 * STRIDE, "input_size": 64, "offset_from": "difference"}
+    model = lively_model(**options, streaming=kind == "streaming")
+    export_torchscript(model, tmp_path / "model.pt", kind=kind)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated")
+        graph = str(torch.jit.load(tmp_path / "model.pt").inlined_graph)
+    assert "aten::arange" in graph
+    assert 'Device = prim::Constant[value="cpu"]' not in graph
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -9,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sifa import reference
-from sifa.ops import motion as motion_module
 from test_operator import LAYOUTS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
@@ -372,29 +371,6 @@ def test_any_call(operator, make_inputs, device, call):
     torch.manual_seed(seed)
     query, memory, weight = make_inputs(device=device, **sizes)
     check(operator, (LAYOUTS[layouts[0]](query), LAYOUTS[layouts[1]](memory), weight), options)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(2, 8, 3, 5, 6), (0, 8, 3, 5, 6), (2, 0, 3, 5, 6), (2, 8, 0, 5, 6), (2, 8, 3, 0, 6), (2, 8, 3, 5, 0)],
-    ids=str,
-)
-def test_what_cuda_computes_without_a_kernel(shape):
-    """The convolution that motion_offset is made of on CUDA, on any device; PyTorch refuses empty frames."""
-    saliency = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(18, shape[1], 3, 3, dtype=torch.float64, requires_grad=True)
-    convolution = torch.jit.script(motion_module._convolution)
-    for function in (motion_module._convolution, convolution):
-        offset = function(saliency, weight)
-        assert offset.shape == (shape[0], 18, *shape[2:])
-        gradients = torch.autograd.grad(offset.square().sum(), (saliency, weight))
-        if saliency.numel() == 0:
-            assert not offset.any()
-            assert not any(gradient.any() for gradient in gradients)
-        else:
-            frames = torch.nn.functional.conv3d(saliency, weight.unsqueeze(2), padding=(0, 1, 1))
-            assert_close(offset, frames)
-            assert_close(gradients, torch.autograd.grad(frames.square().sum(), (saliency, weight)))
 
 
 # --- Derivatives ------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..ops.motion import decomposed_motion_offset
 from .metadata import (
     KINDS,
     METADATA_ENTRY,
@@ -193,16 +192,11 @@ def compile_program(
 
 
 def for_cuda(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program, moved to CUDA, where the offsets are a saliency and a convolution of cuDNN's."""
+    """The program, moved to CUDA."""
     from torch.export.passes import move_to_device_pass
 
     # With its index, as tensors have it: torch 2.11 takes "cuda" for another device.
-    return move_to_device_pass(without_fused_offsets(program), "cuda:0")
-
-
-def without_fused_offsets(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with the CPU's `sifa::motion_offset` taken apart, as eager mode does on other devices."""
-    return program.run_decompositions({torch.ops.sifa.motion_offset.default: decomposed_motion_offset})
+    return move_to_device_pass(program, "cuda:0")
 
 
 class _Network:

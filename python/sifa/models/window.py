@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..insertion import Insertion
+from ..modules import SIFA
 from .classifier import VideoClassifier, stack_frames
 from .streaming import Stem, mixes_steps
 
@@ -66,12 +67,15 @@ class WindowClassifier(nn.Module):
         return torch.softmax(self.model.merge_heads(heads).float(), dim=1), [window.end()]
 
     def script_parts(self) -> WindowClassifier:
-        """Script, in place, what looks at its input's sizes, so that the rest can be traced.
+        """Script, in place, what looks at its input's sizes and device, so that the rest can be traced.
 
         See :meth:`StreamingClassifier.script_parts`.
         """
         self.stem = torch.jit.script(self.stem)
         self._window[0].join = torch.jit.script(self._window[0].join)
+        for place in self.model.modules():
+            if isinstance(place, Insertion) and isinstance(place.inserted, SIFA):
+                place.inserted = torch.jit.script(place.inserted)
         return self
 
 

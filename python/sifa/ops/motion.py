@@ -1,8 +1,9 @@
 """The motion saliency and the offsets made of it, as PyTorch sees them.
 
-``sifa::motion_saliency`` and its backward have kernels on the CPU and on CUDA. ``sifa::motion_offset``, the
-convolution of the saliency, has one on the CPU, where writing the saliency to memory and convolving it into
-the few channels of an offset costs more than its arithmetic; on CUDA both are best left to cuDNN.
+``sifa::motion_saliency``, its backward and ``sifa::motion_offset``, the convolution of the saliency, have
+kernels on the CPU and on CUDA. On the CPU ``sifa::motion_offset`` is one pass, since writing the saliency to
+memory and convolving it into the few channels of an offset would cost more than its arithmetic; on CUDA it
+runs the saliency's kernel and PyTorch's convolution.
 """
 
 from collections.abc import Callable
@@ -71,9 +72,8 @@ def motion_offset(
 ) -> Tensor:
     """Predict the offsets of :func:`sifa.inter_frame_attention`: a 3×3 convolution of the motion saliency.
 
-    On the CPU (and on meta tensors) this is one operator that never writes the saliency to memory; on CUDA
-    it is :func:`motion_saliency` and ``torch.nn.functional.conv2d``. What ``torch.export`` traces is bound to
-    the kind of device it was traced on; TorchScript chooses at run time.
+    One operator on every device, so that what is traced on one runs on the others. On the CPU it never writes
+    the saliency to memory; on CUDA it does, and leaves the convolution to cuDNN.
 
     Args:
         query: (N, C, T, H, W) features, as :func:`motion_saliency` takes them; so are the other arguments.
@@ -100,31 +100,7 @@ def motion_offset(
 
     Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022, section 3.
     """
-    if not query.is_cuda:
-        return torch.ops.sifa.motion_offset(query, memory, weight, frame_shift, edge, residual)
-    return decomposed_motion_offset(query, memory, weight, frame_shift, edge, residual)
-
-
-def decomposed_motion_offset(
-    query: Tensor,
-    memory: Tensor,
-    weight: Tensor,
-    frame_shift: int = 1,
-    edge: str = "clamp",
-    residual: bool = False,
-) -> Tensor:
-    """:func:`motion_offset` as its two parts, which have kernels on every device."""
-    return _convolution(torch.ops.sifa.motion_saliency(query, memory, frame_shift, edge, residual), weight)
-
-
-def _convolution(saliency: Tensor, weight: Tensor) -> Tensor:
-    batch, channels, steps, height, width = saliency.shape
-    if saliency.numel() == 0:  # PyTorch refuses to convolve frames without height, width or channels
-        nothing = saliency.new_zeros([batch, weight.shape[0], steps, height, width])
-        return nothing * (saliency.sum() + weight.sum())  # differentiable: the gradients are zeros
-    frames = saliency.transpose(1, 2).reshape(batch * steps, channels, height, width)
-    offset = torch.nn.functional.conv2d(frames, weight, padding=1)
-    return offset.view(batch, steps, weight.shape[0], height, width).transpose(1, 2)
+    return torch.ops.sifa.motion_offset(query, memory, weight, frame_shift, edge, residual)
 
 
 # --- Without a library -------------------------------------------------------------------------------------
