@@ -1,5 +1,6 @@
-// sifa::motion_saliency, its backward and sifa::motion_offset on CUDA: turns tensors into the parameter structs
-// and enqueues the kernels on the current stream of the query's device. The convolution of the last is torch's.
+// sifa::motion_saliency, its backward and sifa::motion_offset on CUDA: turns tensors into the parameter
+// structs and enqueues the kernels on the current stream of the query's device. The convolution of the last
+// is torch's.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -58,16 +59,17 @@ std::tuple<Tensor, Tensor> saliency_backward(Tensor grad_output, Tensor query, T
   return {grad_query, grad_memory};
 }
 
-// aten::convolution of (N, C, H, W) with (O, C, 3, 3), padded with one zero. The stable ABI has no function for it.
+// aten::convolution of (N, C, H, W) with (O, C, 3, 3), padded with one zero. The stable ABI has no function
+// for it.
 Tensor convolve(const Tensor& frames, const Tensor& weight) {
   using torch::stable::detail::from;
   constexpr int64_t kOnes[] = {1, 1}, kZeros[] = {0, 0};
   const torch::headeronly::IntHeaderOnlyArrayRef ones(kOnes, 2), zeros(kZeros, 2);
   const int64_t groups = 1;
   // Bias; stride, padding, dilation; transposed, padding of the output, groups.
-  std::array<StableIValue, 9> stack{
-      from(frames), from(weight), from(std::optional<Tensor>()), from(ones),  from(ones), from(ones),
-      from(false),  from(zeros),  from(groups)};
+  std::array<StableIValue, 9> stack{from(frames), from(weight), from(std::optional<Tensor>()),
+                                    from(ones),   from(ones),   from(ones),
+                                    from(false),  from(zeros),  from(groups)};
   // Not STABLE_TORCH_ERROR_CODE_CHECK: torch 2.11 does not have it.
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);

@@ -1,6 +1,7 @@
 """Every format, kind and precision of artifact: the same answers, the same metadata, refusals by name."""
 
 import json
+import subprocess
 import warnings
 import zipfile
 
@@ -292,6 +293,28 @@ def test_another_reference_output_is_refused(paths, tmp_path):
     path = changed(paths["streaming", "aoti"], tmp_path / "changed.pt2", change)
     with pytest.raises(ArtifactError, match="reference output differs by"):
         load_stream(path)
+
+
+@pytest.mark.parametrize("flag", ["-static-libstdc++", ""])
+def test_a_compiler_that_links_its_library_statically(paths, tmp_path, monkeypatch, flag):
+    """Any package made by it crashes while it loads, so it must not get there."""
+    (tmp_path / "code.cpp").write_text("#include <iostream>\nvoid f() { std::cout << 1; }\n")
+    library = tmp_path / "code.so"
+    subprocess.run(
+        ["g++", "-shared", "-fPIC", tmp_path / "code.cpp", "-o", library, *flag.split()], check=True
+    )
+
+    def compile_to(program, package_path):
+        with zipfile.ZipFile(package_path, "w") as archive:
+            archive.write(library, "model/data/aotinductor/model/code.so")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_to)
+    output = tmp_path / "model.pt2"
+    # What is no model, but linked as it should be, is refused only when it is loaded.
+    message = "put its standard library into the package" if flag else "cannot load .*model.pt2"
+    with pytest.raises(RuntimeError if flag else ArtifactError, match=message):
+        compile_program(paths["clip", "exported"], output)
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -142,7 +142,8 @@ def compile_program(
         ArtifactError: `source` is no exported program, or damaged; or the package answers otherwise than
             was recorded at export.
         ValueError: an unknown device.
-        RuntimeError: it cannot be compiled, for want of a compiler or a device.
+        RuntimeError: it cannot be compiled, for want of a compiler or a device; or the compiler links its
+            standard library statically, after which nothing it makes can be loaded.
     """
     from .loading import load_any
 
@@ -183,12 +184,25 @@ def compile_program(
                 "this machine, and for cuda a CUDA toolkit"
             ) from error
         with zipfile.ZipFile(package, "a") as archive:
+            for name in archive.namelist():
+                if name.endswith(".so") and not _shares_its_standard_library(archive.read(name)):
+                    raise RuntimeError(
+                        f"{source} was not compiled: the C++ compiler put its standard library into the "
+                        "package, which would crash the process that loads it; give it a libstdc++.so (on "
+                        "Debian or Ubuntu libstdc++-<version of g++>-dev has one), or name another compiler "
+                        "in CXX"
+                    )
             archive.writestr(
                 zipfile.ZipInfo(f"model/extra/{METADATA_ENTRY}"), json.dumps(metadata, indent=1).encode()
             )
         load_any(package, device)
         _write_whole(path, package.read_bytes())
     return metadata
+
+
+def _shares_its_standard_library(code: bytes) -> bool:
+    """Whether a shared library needs the C++ library that the process has, as its ELF header then says."""
+    return any(name in code for name in (b"libstdc++.so", b"libc++.so"))
 
 
 def for_cuda(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
