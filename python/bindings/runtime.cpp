@@ -72,24 +72,25 @@ sifa::Frame pointing_at(const py::array_t<std::uint8_t>& array) {
   return {array.data(), array.shape(0), array.shape(1)};
 }
 
-sifa::ClassifierOptions checked_options(const std::string& device, std::optional<int> threads) {
+sifa::ClassifierOptions checked_options(const std::string& device, std::optional<int> threads,
+                                        bool cuda_graphs) {
   if (threads && *threads < 1) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
                       "threads must be at least 1, got " + std::to_string(*threads));
   }
-  return {device, threads.value_or(0)};
+  return {device, threads.value_or(0), cuda_graphs};
 }
 
 sifa::StreamOptions checked_options(const std::string& device, std::optional<int> threads,
-                                    std::optional<std::int64_t> frame_stride,
-                                    std::optional<std::int64_t> hop) {
+                                    std::optional<std::int64_t> frame_stride, std::optional<std::int64_t> hop,
+                                    bool cuda_graphs) {
   for (const auto& [name, given] : {std::pair{"frame_stride", frame_stride}, {"hop", hop}}) {
     if (given && *given < 1) {
       throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
                         std::string(name) + " must be at least 1, got " + std::to_string(*given));
     }
   }
-  return {checked_options(device, threads), frame_stride.value_or(0), hop.value_or(0)};
+  return {checked_options(device, threads, cuda_graphs), frame_stride.value_or(0), hop.value_or(0)};
 }
 
 py::bytes as_bytes(const std::vector<std::uint8_t>& bytes) {
@@ -156,16 +157,17 @@ PYBIND11_MODULE(runtime, module) {
       "Different instances may run in different threads at the same time; calls on one "
       "instance are serialised. A model file is a program: load only files that you trust.");
   classifier
-      .def(py::init(
-               [](const std::filesystem::path& path, const std::string& device, std::optional<int> threads) {
-                 const sifa::ClassifierOptions options = checked_options(device, threads);
-                 const py::gil_scoped_release release;
-                 return std::make_unique<sifa::Classifier>(path.string(), options);
-               }),
-           "path"_a, "device"_a = "cpu", "threads"_a = py::none(),
+      .def(py::init([](const std::filesystem::path& path, const std::string& device,
+                       std::optional<int> threads, bool cuda_graphs) {
+             const sifa::ClassifierOptions options = checked_options(device, threads, cuda_graphs);
+             const py::gil_scoped_release release;
+             return std::make_unique<sifa::Classifier>(path.string(), options);
+           }),
+           "path"_a, "device"_a = "cpu", "threads"_a = py::none(), "cuda_graphs"_a = true,
            "Load the file `path` on `device` (\"cpu\", \"cuda\" or \"cuda:<index>\") and check it on its\n"
            "reference input. `threads` sets how many threads one operation uses, for the whole process.\n"
-           "Raises Error.")
+           "`cuda_graphs`: on a GPU, run frames of a shape that comes again by a CUDA graph, which holds a\n"
+           "second set of the network's features in memory. Raises Error.")
       .def("classify", &classify, "frames"_a,
            "Probabilities, float32 (num_classes,) or (N, num_classes), of frames, uint8 RGB (T, H, W, 3) or\n"
            "(N, T, H, W, 3) of any H and W. Raises Error.")
@@ -192,7 +194,8 @@ PYBIND11_MODULE(runtime, module) {
   constexpr char kOptions[] =
       "`frame_stride`: every how many of the frames pushed one is used, by default the distance that the\n"
       "model was trained with. `hop`: used frames between two predictions, a multiple of the model's\n"
-      "temporal_stride and by default that. `device` and `threads`: see Classifier. Raises Error.";
+      "temporal_stride and by default that. `device`, `threads` and `cuda_graphs`: see Classifier. Raises "
+      "Error.";
 
   py::class_<sifa::Stream> stream(
       module, "Stream",
@@ -203,13 +206,14 @@ PYBIND11_MODULE(runtime, module) {
   stream
       .def(py::init([](const std::filesystem::path& path, const std::string& device,
                        std::optional<int> threads, std::optional<std::int64_t> frame_stride,
-                       std::optional<std::int64_t> hop) {
-             const sifa::StreamOptions options = checked_options(device, threads, frame_stride, hop);
+                       std::optional<std::int64_t> hop, bool cuda_graphs) {
+             const sifa::StreamOptions options =
+                 checked_options(device, threads, frame_stride, hop, cuda_graphs);
              const py::gil_scoped_release release;
              return std::make_unique<sifa::Stream>(path.string(), options);
            }),
            "path"_a, "device"_a = "cpu", "threads"_a = py::none(), "frame_stride"_a = py::none(),
-           "hop"_a = py::none(), kOptions)
+           "hop"_a = py::none(), "cuda_graphs"_a = true, kOptions)
       .def(
           "push",
           [](sifa::Stream& self, const py::array& given) {
@@ -234,15 +238,16 @@ PYBIND11_MODULE(runtime, module) {
   batch
       .def(py::init([](const std::filesystem::path& path, std::int64_t streams, const std::string& device,
                        std::optional<int> threads, std::optional<std::int64_t> frame_stride,
-                       std::optional<std::int64_t> hop) {
-             const sifa::StreamOptions options = checked_options(device, threads, frame_stride, hop);
+                       std::optional<std::int64_t> hop, bool cuda_graphs) {
+             const sifa::StreamOptions options =
+                 checked_options(device, threads, frame_stride, hop, cuda_graphs);
              const py::gil_scoped_release release;
              // Negative numbers become 0, which is refused.
              const auto count = static_cast<std::size_t>(std::max<std::int64_t>(streams, 0));
              return std::make_unique<sifa::StreamBatch>(path.string(), count, options);
            }),
            "path"_a, "streams"_a, "device"_a = "cpu", "threads"_a = py::none(), "frame_stride"_a = py::none(),
-           "hop"_a = py::none(), kOptions)
+           "hop"_a = py::none(), "cuda_graphs"_a = true, kOptions)
       .def("__len__", &sifa::StreamBatch::size)
       .def(
           "push",

@@ -58,12 +58,21 @@ def test_agrees_with_the_artifact_in_python(data: Path, classifier: runtime.Clas
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_gives_the_same(data: Path, classifier: runtime.Classifier) -> None:
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_a_gpu_gives_the_same(data: Path, classifier: runtime.Classifier, cuda_graphs: bool) -> None:
     """Also from the fourth call on, which replays a CUDA graph."""
-    on_gpu = runtime.Classifier(data / "model.pt", device="cuda")
+    on_gpu = runtime.Classifier(data / "model.pt", device="cuda", cuda_graphs=cuda_graphs)
     for seed in range(6):
         clips = np.random.default_rng(seed).integers(0, 256, (2, NUM_FRAMES, 37, 52, 3), dtype=np.uint8)
         np.testing.assert_allclose(on_gpu.classify(clips), classifier.classify(clips), atol=1e-4)
+
+
+def test_without_cuda_graphs_the_cpu_does_the_same(data: Path, classifier: runtime.Classifier) -> None:
+    clips = pattern(NUM_FRAMES, 24, 40)
+    without = runtime.Classifier(data / "model.pt", cuda_graphs=False)
+    np.testing.assert_array_equal(without.classify(clips), classifier.classify(clips))
+    runtime.Stream(data / "model.pt", cuda_graphs=False)
+    runtime.StreamBatch(data / "model.pt", 2, cuda_graphs=False)
 
 
 def test_reads_frames_in_any_layout(classifier: runtime.Classifier) -> None:
