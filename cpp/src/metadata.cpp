@@ -202,6 +202,15 @@ Metadata parse(const std::string& text, const std::string& path) {
       fields.refuse("temporal_stride", "a divisor of num_frames, " + std::to_string(metadata.num_frames));
     }
     metadata.state = parse_state(fields);
+    const std::int64_t steps = metadata.num_frames / metadata.temporal_stride;
+    const StateTensor& last = metadata.state.back();
+    if (metadata.kind == "window") {
+      if (metadata.state.size() != 1 || last.shape.empty() || last.shape[0] != steps) {
+        fields.refuse("state", "one tensor of " + std::to_string(steps) + " rows, the steps of the window");
+      }
+    } else if (!last.shape.empty() || last.dtype != "int64") {
+      fields.refuse("state", "such that the last tensor, int64 of shape [], counts the steps of a stream");
+    }
   }
   if (document.contains("cost")) {
     const FieldReader cost(fields.object("cost"), path, "cost.");

@@ -281,12 +281,17 @@ def make_streams(folder: Path) -> None:
 
 
 def make_windows(folder: Path) -> None:
-    """Writes a model that looks both ways as a clip's, and as a window's for both engines."""
+    """Writes a model that looks both ways as a clip's, and as a window's for both engines.
+
+    After `make_streams`: a window that says it is a stream, and the other way round, are written too.
+    """
     model = lively_model(num_classes=3, num_frames=12, input_size=32)
     export_torchscript(model, folder / "clip.pt")
     export_torchscript(model, folder / "window.pt", kind="window")
     export_program(model, folder / "window.exported.pt2", kind="window")
     compile_program(folder / "window.exported.pt2", folder / "window.pt2")
+    with_metadata(folder / "window.pt", folder / "window_as_stream.pt", kind="streaming")
+    with_metadata(folder / "stream.pt", folder / "stream_as_window.pt", kind="window")
 
 
 def stream_model() -> torch.nn.Module:

@@ -245,8 +245,21 @@ def changed(source, target, change, code=None):
         (
             ("window", "torchscript"),
             "state",
+            [{"shape": [2, 7, 8, 48], "dtype": "float32"}],
+            "cannot be run on its reference input: .*Sizes of tensors must match",
+        ),
+        (
+            ("window", "torchscript"),
+            "state",
             [{"shape": [3, 8, 8, 48], "dtype": "float32"}],
-            "cannot be run on its reference input: .*state must be 1 tensors",
+            "state must be one tensor of 2 rows, the steps of the window",
+        ),
+        (("streaming", "torchscript"), "kind", "window", "state must be one tensor of 2 rows"),
+        (
+            ("window", "torchscript"),
+            "kind",
+            "streaming",
+            "the last tensor, int64 of shape .., counts the steps",
         ),
         (("window", "torchscript"), "temporal_stride", 3, "temporal_stride must be a divisor of num_frames"),
         (("clip", "torchscript"), "temporal_stride", None, "temporal_stride must be an integer from 1 to 8"),

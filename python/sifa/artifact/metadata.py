@@ -274,6 +274,19 @@ def _check_metadata(path: Path, metadata: Any) -> None:
                 and sum(math.prod(like["shape"]) for like in value) <= _MAX_STATE_SIZE
             ),
         )
+        steps = num_frames // temporal_stride
+        if metadata["kind"] == "window":
+            field(
+                "state",
+                f"one tensor of {steps} rows, the steps of the window",
+                lambda value: len(value) == 1 and value[0]["shape"][:1] == [steps],
+            )
+        else:
+            field(
+                "state",
+                "such that the last tensor, int64 of shape [], counts the steps of a stream",
+                lambda value: (value[-1]["shape"], value[-1]["dtype"]) == ([], "int64"),
+            )
     if "cost" in metadata:  # files of earlier versions do not say
         field("cost", "an object", lambda value: isinstance(value, dict))
         for name in ("cost.operations", "cost.weight_bytes"):
