@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -104,6 +105,14 @@ def test_the_loss_is_the_sum_over_heads():
     smooth = heads_loss(heads, labels, LossChoice(label_smoothing=0.2))
     uniform = sum(-heads[:, head].log_softmax(1).mean() for head in (0, 1))
     assert smooth.item() == pytest.approx((0.8 * expected + 0.2 * uniform).item(), rel=1e-6)
+
+
+def test_a_validation_loss_that_is_no_number_counts():
+    model = sifa.create_model("sifa_tiny", num_classes=2, num_frames=8)
+    module = ClassifierTraining(model, read_recipe("motion"), steps_per_epoch=1)
+    for loss in (0.5, math.nan):
+        module.val_loss.update(torch.tensor(loss), 4)
+    assert module.val_loss.compute() == math.inf
 
 
 def test_the_learning_rate_warms_up_and_falls():

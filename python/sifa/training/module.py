@@ -51,7 +51,8 @@ class ClassifierTraining(LightningModule):
         self.normalise = ClipPreprocessing(model.input_size, 1.0, model.mean, model.std)
         self.mix = make_mix(recipe.loss, model.num_classes)
         self.heads = torch.compile(model.forward_heads) if recipe.compile else model.forward_heads
-        self.val_loss = MeanMetric()
+        # A loss that is no number, such as float16 may give, would be left out of the mean by default.
+        self.val_loss = MeanMetric(nan_strategy=math.inf)
         self.val_top1, self.val_top5 = (
             MulticlassAccuracy(model.num_classes, top_k=min(k, model.num_classes), average="micro")
             for k in (1, 5)
