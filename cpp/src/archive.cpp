@@ -219,6 +219,27 @@ void Archive::locate_data(Entry& entry, const std::string& name, std::uint64_t d
   }
 }
 
+void Archive::check_entries(const std::string& format) const {
+  // What ends with a slash is a folder. sifa.artifact.metadata has the same list.
+  std::vector<std::string> known{"extra/", ".data/", "version", "byteorder"};
+  if (format == "torchscript") {
+    known.insert(known.end(), {"code/", "constants/", "data/", "constants.pkl", "data.pkl"});
+  } else {
+    known.insert(known.end(), {"data/", "models/", "archive_format", "archive_version"});
+  }
+  int libraries = 0;
+  for (const Entry& entry : entries_) {
+    const bool is_known = std::any_of(known.begin(), known.end(), [&](const std::string& name) {
+      return name.back() == '/' ? entry.name.compare(0, name.size(), name) == 0 : entry.name == name;
+    });
+    const std::size_t dot = entry.name.rfind('.');
+    libraries += dot != std::string::npos && entry.name.compare(dot, std::string::npos, ".so") == 0;
+    if (is_known && libraries <= (format == "aoti" ? 1 : 0)) continue;
+    throw Error(ErrorCode::kNotAModel, path_ + " is not a SIFA model: its entry " + one_line(entry.name) +
+                                           " is none that torch writes into a file of format " + format);
+  }
+}
+
 const Archive::Entry* Archive::find(const std::string& name) const {
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.name == name; });

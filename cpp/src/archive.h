@@ -19,6 +19,10 @@ class Archive {
 
   bool contains(const std::string& name) const { return find(name) != nullptr; }
 
+  /// Refuses, with Error(kNotAModel), entries that torch does not write into a file of this format of
+  /// models, and a second library of machine code.
+  void check_entries(const std::string& format) const;
+
   /// The bytes of the entry `name`, given without the archive's top folder. Throws Error(kDamagedModel), also
   /// if the entry has more than `max_size` bytes. The entry must exist.
   std::string read(const std::string& name, std::uint64_t max_size);

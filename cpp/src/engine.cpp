@@ -178,7 +178,7 @@ std::unique_ptr<Engine> load_engine(const std::string& path, const Metadata& met
   const std::string what = path + " is damaged or needs another LibTorch: exported by torch " +
                            metadata.torch_version + ", not loadable by " + TORCH_VERSION;
   std::unique_ptr<Program> program = translated(ErrorCode::kDamagedModel, what, [&] {
-    return (is_package ? load_package : load_torchscript)(path, parsed);
+    return is_package ? load_package(path, metadata, parsed) : load_torchscript(path, parsed);
   });
   if (parsed.is_cuda()) return make_cuda_engine(std::move(program), parsed, options.cuda_graphs);
   return std::make_unique<CpuEngine>(std::move(program));

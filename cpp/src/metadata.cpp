@@ -208,8 +208,16 @@ Metadata parse(const std::string& text, const std::string& path) {
       if (metadata.state.size() != 1 || last.shape.empty() || last.shape[0] != steps) {
         fields.refuse("state", "one tensor of " + std::to_string(steps) + " rows, the steps of the window");
       }
-    } else if (!last.shape.empty() || last.dtype != "int64") {
-      fields.refuse("state", "such that the last tensor, int64 of shape [], counts the steps of a stream");
+    } else {
+      const std::size_t count = metadata.state.size();
+      const bool has_head = count >= 2 && last.shape.empty() && last.dtype == "int64" &&
+                            !metadata.state[count - 2].shape.empty() &&
+                            metadata.state[count - 2].shape[0] == steps;
+      if (!has_head) {
+        fields.refuse("state",
+                      "such that the last two tensors are " + std::to_string(steps) +
+                          " rows, the features of as many steps, and their count, int64 of shape []");
+      }
     }
   }
   if (document.contains("cost")) {
@@ -231,7 +239,9 @@ Metadata read_metadata(Archive& archive, const std::string& path) {
     throw Error(ErrorCode::kNotAModel, path + " is not a SIFA model: it has no entry " + kEntry +
                                            "; models are made by `sifa export`");
   }
-  return parse(archive.read(kEntry, kMaxJsonSize), path);
+  Metadata metadata = parse(archive.read(kEntry, kMaxJsonSize), path);
+  archive.check_entries(metadata.format);
+  return metadata;
 }
 
 Metadata read_metadata(const std::string& path) {

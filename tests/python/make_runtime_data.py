@@ -109,6 +109,14 @@ def with_metadata(source: Path, target: Path, **changes: object) -> Path:
     return rewrite(source, target, edit)
 
 
+def with_entry(source: Path, target: Path, name: str) -> Path:
+    """A copy of a model with one more entry, named from the top folder on."""
+    rewrite(source, target, lambda _, content: content)
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", "not a model's")
+    return target
+
+
 def with_headers(source: Path, target: Path, offset: int, value: int) -> Path:
     """A copy of a model with another number at `offset` of both headers of its metadata (APPNOTE 4.3.7)."""
     content = bytearray(source.read_bytes())
@@ -195,6 +203,8 @@ def make_models(folder: Path) -> Path:
     deep = b'{"schema_version": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     rewrite(good, folder / "deep.pt", lambda name, data: deep if name.endswith(metadata_entry) else data)
     rewrite(good, folder / "no_code.pt", lambda name, data: b"}{" if name.endswith(".py") else data)
+    with_entry(good, folder / "unknown_entry.pt", "evil/lib.so")
+    with_entry(good, folder / "leaves_its_folder.pt", "data/../../../outside.txt")
     with zipfile.ZipFile(folder / "foreign.zip", "w") as archive:
         archive.writestr("readme.txt", "not a model")
     (folder / "text.pt").write_text("not a model either\n")
@@ -254,6 +264,12 @@ def make_engines(folder: Path) -> None:
         compiled_for={"device": "cpu", "machine": "vax", "cpu": "DEFAULT"},
     )
     with_metadata(folder / "model.pt2", folder / "reference.pt2", reference__probabilities=[0.5, 0.5, 0.0])
+    # Machine code looks at no shape: with these it would read beyond what it is given.
+    with_metadata(folder / "model.pt2", folder / "inputs.pt2", num_frames=1, input_size=[4096, 4096])
+    with_metadata(folder / "model.pt2", folder / "more_inputs.pt2", num_frames=64)
+    code = "data/aotinductor/model"
+    with_entry(folder / "model.pt2", folder / "second_library.pt2", f"{code}/a.so")
+    with_entry(folder / "model.pt2", folder / "leaves_its_folder.pt2", f"{code}/../../../../outside.txt")
     rewrite(
         folder / "model.pt2", folder / "no_code.pt2", lambda name, data: data if "extra/" in name else b"}{"
     )

@@ -259,11 +259,26 @@ def changed(source, target, change, code=None):
             ("window", "torchscript"),
             "kind",
             "streaming",
-            "the last tensor, int64 of shape .., counts the steps",
+            "state must be such that the last two tensors",
         ),
+        (("streaming", "torchscript"), "num_frames", 16384, "the last two tensors are 4096 rows"),
+        (
+            ("streaming", "aoti"),
+            "state",
+            [{"shape": [1, 1, 1], "dtype": "float32"}] * 3
+            + [{"shape": [2, 96], "dtype": "float32"}, {"shape": [], "dtype": "int64"}],
+            "compiled for streaming of 8 frames in steps of 4, .* metadata states streaming of 8 frames",
+        ),
+        (("clip", "aoti"), "num_frames", 16, "compiled for clip of 8 frames .* states clip of 16 frames"),
         (("window", "torchscript"), "temporal_stride", 3, "temporal_stride must be a divisor of num_frames"),
         (("clip", "torchscript"), "temporal_stride", None, "temporal_stride must be an integer from 1 to 8"),
-        (("clip", "torchscript"), "format", "exported", "cannot load .*changed.pt"),
+        (("clip", "torchscript"), "format", "exported", "entry 'data.pkl' is none .* of format exported"),
+        (
+            ("clip", "exported"),
+            "format",
+            "torchscript",
+            "is none that torch writes into a file of format torch",
+        ),
         (
             ("clip", "torchscript"),
             "precision",
@@ -317,7 +332,7 @@ def test_a_compiler_that_links_its_library_statically(paths, tmp_path, monkeypat
         ["g++", "-shared", "-fPIC", tmp_path / "code.cpp", "-o", library, *flag.split()], check=True
     )
 
-    def compile_to(program, package_path):
+    def compile_to(program, package_path, inductor_configs):
         with zipfile.ZipFile(package_path, "w") as archive:
             archive.write(library, "model/data/aotinductor/model/code.so")
 
@@ -369,6 +384,22 @@ def test_half_precision(models, tmp_path, precision, kind):
     if kind == "streaming":
         assert [entry["dtype"] for entry in metadata["state"]] == [precision] * 3 + ["float32", "int64"]
         assert loaded.initial_state(1)[0].dtype == getattr(torch, precision)
+
+
+def test_a_package_in_half_precision(models, tmp_path, runtime_module):
+    export_program(models["streaming"], tmp_path / "program.pt2", precision="bfloat16", kind="streaming")
+    path = tmp_path / "model.pt2"
+    compile_program(tmp_path / "program.pt2", path)
+    loaded = load_stream(path)
+    assert loaded.initial_state(1)[0].dtype == torch.bfloat16
+    stream = runtime_module.Stream(path, frame_stride=1)
+    frames = some_frames(1, 2 * STRIDE, 70, 90)
+    state, answers = loaded.initial_state(1), []
+    for i in (0, 1):
+        part = frames[:, i * STRIDE : (i + 1) * STRIDE]
+        probabilities, state = loaded(part, state, torch.tensor([i == 0]))
+        answers += [a.probabilities for f in part[0].numpy() if (a := stream.push(f)) is not None]
+        np.testing.assert_allclose(answers[i], probabilities[0].numpy(), atol=1e-6)
 
 
 def test_what_cannot_be_exported(models, tmp_path):

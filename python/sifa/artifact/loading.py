@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .metadata import STATE_DTYPES, ArtifactError, can_serve, operator_schema, read_metadata, this_machine
+from .metadata import (
+    STATE_DTYPES,
+    ArtifactError,
+    can_serve,
+    inputs_of,
+    operator_schema,
+    read_metadata,
+    this_machine,
+)
 from .networks import on_reference, reference_frames
 
 
@@ -147,6 +155,8 @@ def load_any(path: str | os.PathLike[str], device: str | torch.device = "cpu") -
     if metadata["format"] == "aoti":
         _check_machine(Path(path), metadata["compiled_for"], device)
     graph = _load_graph(Path(path), metadata, device)
+    if metadata["format"] == "aoti":
+        _check_inputs(Path(path), graph.loader.get_metadata().get("sifa_inputs"), metadata)
     frames = reference_frames(metadata["num_frames"], metadata["input_size"])
     artifact: Artifact | StreamArtifact
     try:
@@ -188,7 +198,17 @@ def _check_machine(path: Path, compiled_for: dict[str, str], device: torch.devic
             )
 
 
-def _load_graph(path: Path, metadata: dict[str, Any], device: torch.device) -> Callable[..., Any]:
+def _check_inputs(path: Path, compiled_for: str | None, metadata: dict[str, Any]) -> None:
+    """The code of a package looks at no shape: with other inputs it would read beyond them."""
+    stated = inputs_of(metadata)
+    if compiled_for != stated:
+        raise ArtifactError(
+            f"{path} cannot be used: it was compiled for {compiled_for or 'inputs that it does not name'}, "
+            f"and its metadata states {stated}; compile the exported program again, with `sifa compile`"
+        )
+
+
+def _load_graph(path: Path, metadata: dict[str, Any], device: torch.device) -> Any:
     load = {"torchscript": _load_torchscript, "aoti": _load_package, "exported": _load_program}
     try:
         with warnings.catch_warnings():

@@ -54,6 +54,12 @@ _MAX_COST = 1 << 53  # what JSON readers keep exactly
 STATE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STATE_DTYPES |= {"int64": torch.int64}
 
+# The entries of a file, without its top folder; what ends with a slash is a folder. `cpp/src/archive.cpp` has
+# the same lists.
+_ENTRIES = ("extra/", ".data/", "version", "byteorder")
+_TORCHSCRIPT_ENTRIES = ("code/", "constants/", "data/", "constants.pkl", "data.pkl")
+_PROGRAM_ENTRIES = ("data/", "models/", "archive_format", "archive_version")
+
 # What zipfile raises on damaged files: not only its own error, but those of what it calls.
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -88,11 +94,18 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     entry = f"extra/{METADATA_ENTRY}"
     try:
         with zipfile.ZipFile(path) as archive:
+            if not _is_laid_out_as_by_torch(archive.infolist()):
+                raise ArtifactError(
+                    f"{path} is not a SIFA artifact: it is a zip archive, but not laid out as torch does"
+                )
             found = [info for info in archive.infolist() if info.filename.partition("/")[2] == entry]
             if found and found[0].file_size > _MAX_METADATA:
                 raise zipfile.BadZipFile(f"its entry {entry} has {found[0].file_size} bytes")
             content = archive.read(found[0]) if found else None
+            names = [info.filename.partition("/")[2] for info in archive.infolist()]
             damaged = archive.testzip()
+    except ArtifactError:
+        raise
     except _DAMAGED as error:
         raise ArtifactError(
             f"{path} is damaged or truncated: {error}; copy or export the model again"
@@ -113,7 +126,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is not a SIFA artifact: its entry {entry} is not JSON: {error}"
         ) from error
     _check_metadata(path, metadata)
+    _check_entries(path, metadata["format"], names)
     return metadata
+
+
+def inputs_of(metadata: dict[str, Any]) -> str:
+    """What compiled code takes for granted of its inputs, as `cpp/src/aoti_program.cpp` writes it too."""
+    text = f"{metadata['kind']} of {metadata['num_frames']} frames in steps of {metadata['temporal_stride']}"
+    for like in metadata.get("state", ()) if metadata["kind"] != "clip" else ():
+        text += ", " + " ".join([like["dtype"], *map(str, like["shape"])])
+    return text
 
 
 def make_metadata(
@@ -182,6 +204,38 @@ def can_serve(schema: str) -> bool:
         return own.is_backward_compatible_with(torch._C.parse_schema(schema))  # type: ignore[attr-defined]
     except (RuntimeError, ValueError):  # not a schema
         return False
+
+
+def _is_laid_out_as_by_torch(entries: list[zipfile.ZipInfo]) -> bool:
+    """Whether all is in one top folder, where unpacking leaves it, once, and stored as torch stores it.
+
+    As `cpp/src/archive.cpp` sees it. LibTorch unpacks a package by the names of its entries, and looks at
+    none of this.
+    """
+    names = [entry.orig_filename for entry in entries]
+    tops = {name.partition("/")[0] for name in names}
+    return (
+        len(tops) == 1
+        and len(set(names)) == len(names)
+        and all("/" in name and not name.startswith("/") for name in names)
+        and not any("\\" in name or "\0" in name or ".." in name.split("/") for name in names)
+        and all(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries)
+        and not any(entry.flag_bits & 1 for entry in entries)  # encrypted
+    )
+
+
+def _check_entries(path: Path, format: str, names: list[str]) -> None:
+    """Refuse entries that torch does not write into a file of this format, and a second library of code."""
+    known = (*_ENTRIES, *(_TORCHSCRIPT_ENTRIES if format == "torchscript" else _PROGRAM_ENTRIES))
+    libraries = 0
+    for name in names:
+        libraries += name.endswith(".so")
+        is_known = any(name.startswith(entry) if entry.endswith("/") else name == entry for entry in known)
+        if not is_known or libraries > (format == "aoti"):
+            raise ArtifactError(
+                f"{path} is not a SIFA artifact: its entry {name!r} is none that torch writes into a file of "
+                f"format {format}"
+            )
 
 
 def _refuse_constant(name: str) -> None:
@@ -284,8 +338,13 @@ def _check_metadata(path: Path, metadata: Any) -> None:
         else:
             field(
                 "state",
-                "such that the last tensor, int64 of shape [], counts the steps of a stream",
-                lambda value: (value[-1]["shape"], value[-1]["dtype"]) == ([], "int64"),
+                f"such that the last two tensors are {steps} rows, the features of as many steps, and their "
+                "count, int64 of shape []",
+                lambda value: (
+                    len(value) >= 2
+                    and value[-2]["shape"][:1] == [steps]
+                    and (value[-1]["shape"], value[-1]["dtype"]) == ([], "int64")
+                ),
             )
     if "cost" in metadata:  # files of earlier versions do not say
         field("cost", "an object", lambda value: isinstance(value, dict))

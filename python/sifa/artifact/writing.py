@@ -23,6 +23,7 @@ from .metadata import (
     STATE_DTYPES,
     TOLERANCES,
     ArtifactError,
+    inputs_of,
     make_metadata,
     read_metadata,
     this_machine,
@@ -177,7 +178,11 @@ def compile_program(
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(package),
+                inductor_configs={"aot_inductor.metadata": {"sifa_inputs": inputs_of(metadata)}},
+            )
         except Exception as error:  # AOTInductor's own, the compiler's, the device's
             raise RuntimeError(
                 f"{source} was not compiled: {_first_line(error)}; AOTInductor needs a C++ compiler (g++) on "
