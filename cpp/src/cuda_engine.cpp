@@ -14,6 +14,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <array>
@@ -26,6 +27,11 @@
 #include "engines.h"
 #include "sifa/error.h"
 #include "torch_errors.h"
+
+// ATen/cuda/CUDAContextLight.h has this, and asks for cuSPARSE's headers.
+namespace at::cuda {
+cudaDeviceProp* getDeviceProperties(c10::DeviceIndex device);
+}
 
 namespace sifa {
 namespace {
@@ -274,6 +280,12 @@ std::unique_ptr<Engine> make_cuda_engine(std::unique_ptr<Program> program, const
   at::globalContext().lazyInitDevice(at::kCUDA);
   const at::Device own = device.has_index() ? device : c10::impl::VirtualGuardImpl(at::kCUDA).getDevice();
   return std::make_unique<CudaEngine>(std::move(program), own, with_graphs);
+}
+
+std::string describe_gpu(int index) {
+  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(index));
+  return std::string(properties->name) + ", compute capability " + std::to_string(properties->major) + "." +
+         std::to_string(properties->minor);
 }
 
 }  // namespace sifa

@@ -11,6 +11,7 @@
 
 #include <fstream>
 
+#include "engines.h"
 #include "library.h"
 #include "operators.h"
 #include "torch_errors.h"
@@ -64,7 +65,9 @@ void look_at_operators(Finding& result) {
 void look_at_gpu(Finding& result) {
   const int count = at::detail::getCUDAHooks().deviceCount();
   result.value = std::to_string(count) + (count == 1 ? " device" : " devices");
+  for (int i = 0; i < count; ++i) result.value += (i == 0 ? " (" : "; ") + describe_gpu(i);
   if (count > 0) {
+    result.value += ")";
     require_cuda_kernels();
     for (int i = 0; i < count; ++i) run_operator(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(i)));
     result.value += ", operators run on each";

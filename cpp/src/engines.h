@@ -17,4 +17,7 @@ std::unique_ptr<Program> load_package(const std::string& path, const Metadata& m
 std::unique_ptr<Engine> make_cuda_engine(std::unique_ptr<Program> program, const at::Device& device,
                                          bool with_graphs);
 
+/// The name and the compute capability of a GPU that LibTorch sees.
+std::string describe_gpu(int index);
+
 }  // namespace sifa

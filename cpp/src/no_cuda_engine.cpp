@@ -1,4 +1,5 @@
-// What a runtime that is built without CUDA has in the place of cuda_engine.cpp: the refusal.
+// What a runtime that is built without CUDA has in the place of cuda_engine.cpp: the refusal, and
+// a GPU's number for its name.
 #include "engines.h"
 #include "sifa/error.h"
 
@@ -11,5 +12,7 @@ std::unique_ptr<Engine> make_cuda_engine(std::unique_ptr<Program> /*program*/, c
                   " is not available: this runtime was built without CUDA; use cpu, or build SIFA with "
                   "SIFA_CUDA=ON");
 }
+
+std::string describe_gpu(int index) { return "GPU " + std::to_string(index); }
 
 }  // namespace sifa

@@ -24,6 +24,9 @@ inline int file_backend() {
                                                                                        : cv::CAP_ANY;
 }
 
+/// What GStreamer lacks to send video as RTP and MPEG-TS, and the command that installs it; "" if nothing.
+std::string missing_elements();
+
 /// Clockwise quarter turns that bring a frame upright.
 inline int quarter_turns(const cv::VideoCapture& capture) {
   int degrees = static_cast<int>(capture.get(cv::CAP_PROP_ORIENTATION_META));

@@ -145,8 +145,14 @@ class VideoSink : public Sink {
                                            : writer_.open(pipeline_, cv::CAP_GSTREAMER, 0, rate_, size_);
     if (!is_open) {
       cannot_write(pipeline_.empty() ? "its folder must exist and be writable"
-                                     : "this OpenCV's GStreamer cannot run " + pipeline_);
+                                     : "this OpenCV's GStreamer cannot run " + pipeline_ + missing());
     }
+  }
+
+  // Of the elements that are not the user's own.
+  std::string missing() const {
+    const std::string missing = starts_with(uri_, "gst://") ? "" : missing_elements();
+    return missing.empty() ? "" : "; " + missing;
   }
 
   void annotate(const std::vector<std::string>& lines) {

@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -166,6 +167,28 @@ extern "C" SIFA_API void sifa_open_video_source(const sifa::SourceUri& uri,
   }
 }
 
+namespace sifa {
+
+// By building a pipeline with each, which is all that OpenCV's GStreamer can be asked.
+std::string missing_elements() {
+  // Each stands behind one that was found, or is refused for want of it.
+  constexpr std::array<std::array<const char*, 3>, 4> kElements{
+      {{"videoconvert", "videoconvert", "base"},
+       {"x264enc", "videoconvert ! x264enc", "ugly"},
+       {"rtph264pay", "videoconvert ! x264enc ! rtph264pay", "good"},
+       {"mpegtsmux", "videoconvert ! x264enc ! mpegtsmux", "bad"}}};
+  for (const auto& [element, chain, package] : kElements) {
+    const std::string pipeline =
+        std::string("videotestsrc num-buffers=1 ! tee name=t t. ! queue ! appsink t. ! queue ! ") + chain +
+        " ! fakesink";
+    if (cv::VideoCapture(pipeline, cv::CAP_GSTREAMER).isOpened()) continue;
+    return std::string("GStreamer has no ") + element + ": apt-get install gstreamer1.0-plugins-" + package;
+  }
+  return "";
+}
+
+}  // namespace sifa
+
 extern "C" SIFA_API void sifa_describe_video(sifa::Finding& finding) {
   sifa::opencv_translated("OpenCV", [&] {
     std::string names;
@@ -173,6 +196,8 @@ extern "C" SIFA_API void sifa_describe_video(sifa::Finding& finding) {
       names += (names.empty() ? "" : ", ") + cv::videoio_registry::getBackendName(backend);
     }
     finding.value = std::string("OpenCV ") + CV_VERSION + " with " + names;
+    const std::string missing = sifa::missing_elements();
+    finding.value += missing.empty() ? "; sends H.264 as RTP and MPEG-TS" : "; cannot send video: " + missing;
     for (const auto& [name, what] : {std::pair{"FFMPEG", "video files and network streams"},
                                      {"GSTREAMER", "pipelines, and on a Jetson its cameras"},
                                      {"V4L2", "cameras"}}) {

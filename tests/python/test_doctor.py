@@ -62,6 +62,22 @@ def test_sifa_run_names_what_is_there(runtime_module):
     assert not [finding for finding in findings.values() if finding["problem"]]
 
 
+def test_sifa_run_names_what_sending_video_needs(runtime_module, tmp_path):
+    """Not as a problem: most have no use for it."""
+
+    def video(**environment):
+        (finding,) = [f for f in json.loads(sifa_run("--json", **environment).stdout) if f["name"] == "video"]
+        return finding
+
+    without = video(GST_PLUGIN_SYSTEM_PATH_1_0="/nonexistent", GST_REGISTRY=str(tmp_path / "registry"))
+    assert without["value"].endswith(
+        "cannot send video: GStreamer has no videoconvert: apt-get install gstreamer1.0-plugins-base"
+    )
+    assert not without["problem"]
+    if "CI" in os.environ:  # where all of it is installed
+        assert video()["value"].endswith("sends H.264 as RTP and MPEG-TS")
+
+
 def test_sifa_run_without_its_libraries(runtime_module, tmp_path):
     """A copy without OpenCV's part, and then with an operator library that is none."""
     shutil.copytree(Path(runtime_module.__file__).parent / "lib", tmp_path / "sifa" / "lib")
