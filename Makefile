@@ -75,6 +75,10 @@ test-all: build-tests ## the same and the long matrix
 	@SIFA_TEST_ALL=1 $(BIN)/ctest --test-dir $(BUILD_DIR) --no-tests=error --output-on-failure
 	@$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
+.PHONY: test-packages
+test-packages: build-tests ## the wheel, the .deb, the tarball and the runtime without OpenCV, built and used (10 minutes); 10,000 steps
+	@$(PYTEST) -m slow tests/packaging tests/python/test_cpp_library.py tests/python/test_streaming.py
+
 .PHONY: test-sanitizers
 test-sanitizers: build-tests ## the runtime's C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(BIN)/cmake -S . -B $(BUILD_DIR) --log-level=ERROR -DSIFA_SANITIZE_RUNTIME=ON
