@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -81,7 +82,7 @@ class Follower {
   void take(const CapturedFrame& frame) {
     // What came before a gap, or had another size, is no history of this frame.
     const bool is_resized = used_ > 0 && (frame.height != height_ || frame.width != width_);
-    if (used_ > 0 && (frame.begins || is_resized)) stream_.reset();
+    if (used_ > 0 && (frame.begins || is_resized)) begin_anew();
     if (used_ == 0) begin_ = frame.time;
     height_ = frame.height;
     width_ = frame.width;
@@ -96,6 +97,12 @@ class Follower {
       report(frame, prediction->probabilities, milliseconds(now - frame.time));
     }
     if (sink_) sink_->write(frame, caption_);
+  }
+
+  void begin_anew() {
+    stream_.reset();
+    if (hysteresis_) hysteresis_->reset();
+    caption_.clear();
   }
 
   void report(const CapturedFrame& frame, const std::vector<float>& probabilities, double latency) {
@@ -148,6 +155,20 @@ class Follower {
   Durations model_;
 };
 
+// A video that is written over itself would be gone before it is read, and so would a model.
+void refuse_overwriting(const FollowArguments& arguments) {
+  if (arguments.sink.empty()) return;
+  const sifa::SourceUri source = sifa::parse_source(arguments.source);
+  const std::string file = source.kind == sifa::SourceKind::kPath ? source.what : "";
+  for (const auto& [what, path] : {std::pair{"SOURCE", file}, {"MODEL", arguments.model}}) {
+    std::error_code none;  // a path that leads nowhere is another file
+    if (!std::filesystem::equivalent(path, arguments.sink, none)) continue;
+    throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "sink " + sifa::one_line(arguments.sink) +
+                                                             " is the same file as " + what +
+                                                             ", which would be written over: name another");
+  }
+}
+
 // FFmpeg takes 5 seconds, of some formats 90, to get to know a stream that does not say its frame rate, and
 // by then a network stream counts as lost.
 void limit_analysis(const std::string& source) {
@@ -159,8 +180,13 @@ void limit_analysis(const std::string& source) {
 }  // namespace
 
 void follow(const FollowArguments& arguments) {
+  refuse_overwriting(arguments);
   limit_analysis(arguments.source);
+  // Errors like others: a reader that has gone and a file at its limit, after which the sink is closed whole.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   Follower follower(arguments);
+  // Only now: while a source is waited for there is nothing to sum up, and a signal ends it at once.
   std::signal(SIGINT, ask_to_stop);
   std::signal(SIGTERM, ask_to_stop);
   std::exception_ptr failure;

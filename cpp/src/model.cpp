@@ -1,8 +1,10 @@
 // Loading a model: the order of the checks, the reference input.
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <thread>
 
 #include "archive.h"
 #include "metadata.h"
@@ -92,10 +94,12 @@ void check_reference(Engine& engine, const Metadata& metadata, const std::string
 }  // namespace
 
 Model load_model(const std::string& path, const ClassifierOptions& options) {
-  if (options.threads < 0) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        "threads must be at least 1, or 0 for LibTorch's own choice, got " + std::to_string(options.threads));
+  // More than the system lets it start end the process.
+  const int most = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
+  if (options.threads < 0 || options.threads > most) {
+    throw Error(ErrorCode::kInvalidArgument, "threads must be 1 to " + std::to_string(most) +
+                                                 " on this machine, or 0 for LibTorch's own choice, got " +
+                                                 std::to_string(options.threads));
   }
   Model model;
   Archive archive(path);

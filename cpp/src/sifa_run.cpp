@@ -26,6 +26,7 @@ namespace {
 struct Arguments {
   FollowArguments follow;  // what classifying a file needs is among it
   bool is_stream = false;
+  std::string stream_option;  // the first that was given of those that only streams have
   bool no_exec = false;
   bool doctor = false;
   bool is_benchmark = false;
@@ -80,7 +81,8 @@ void classify(const Arguments& arguments) {
   };
   const sifa::Classifier classifier(arguments.follow.model, arguments.follow.stream);
   const double load_ms = elapsed_ms();
-  const sifa::VideoPrediction prediction = classifier.classify(arguments.follow.source);
+  const sifa::VideoPrediction prediction =
+      classifier.classify(sifa::parse_source(arguments.follow.source).what);
   std::cout << (arguments.follow.json ? result_json : result_text)(arguments, classifier, prediction, load_ms,
                                                                    elapsed_ms())
             << std::flush;
@@ -91,8 +93,8 @@ void classify(const Arguments& arguments) {
 // A clip's model classifies a file as a whole, unless it is asked to slide over it.
 bool is_stream(const Arguments& arguments) {
   const sifa::SourceUri uri = sifa::parse_source(arguments.follow.source);
-  const bool is_file =
-      uri.kind == sifa::SourceKind::kPath && !std::filesystem::is_directory(std::filesystem::path(uri.what));
+  std::error_code none;  // what cannot be looked at is refused where it is opened
+  const bool is_file = uri.kind == sifa::SourceKind::kPath && !std::filesystem::is_directory(uri.what, none);
   return !is_file || arguments.is_stream || !arguments.follow.sink.empty() ||
          sifa::read_metadata(arguments.follow.model).kind != "clip";
 }
@@ -142,6 +144,10 @@ void run(Arguments& arguments) {
   } else if (is_stream(arguments)) {
     arguments.follow.json |= arguments.follow.sink == "-" || isatty(STDOUT_FILENO) == 0;
     follow(arguments.follow);
+  } else if (!arguments.stream_option.empty()) {
+    throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
+                      arguments.stream_option + " is for streams, and this model classifies a file as a " +
+                          "whole: give --stream too, to slide over it");
   } else {
     classify(arguments);
   }
@@ -232,6 +238,19 @@ int checked_main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help and --version
     return fail(sifa::ErrorCode::kInvalidArgument, std::string(error.what()) + "; see sifa-run --help");
+  }
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->count() == 0) continue;
+    const std::string name = option->get_name();
+    if (option->get_group() == kStreams && arguments.stream_option.empty()) arguments.stream_option = name;
+    if (option->get_group() == kBenchmark && !arguments.is_benchmark) {
+      return fail(sifa::ErrorCode::kInvalidArgument,
+                  name + " is for --benchmark, which is not given; see sifa-run --help");
+    }
+  }
+  if (arguments.is_benchmark && !follow.sink.empty()) {
+    return fail(sifa::ErrorCode::kInvalidArgument,
+                "--benchmark writes no SINK, got " + follow.sink + "; see sifa-run --help");
   }
   if (!thresholds.empty()) follow.thresholds = {thresholds[0], thresholds[1]};
   follow.capture.give_up_after = std::chrono::milliseconds(static_cast<std::int64_t>(1000.0 * give_up_after));

@@ -126,11 +126,14 @@ class ImageFolder : public Source {
  public:
   explicit ImageFolder(const std::string& folder) {
     const std::set<std::string> known{".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"};
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    std::error_code error;
+    const fs::directory_iterator entries(folder, error);
+    if (error) cannot_open(folder, "is a folder that cannot be read: " + error.message());
+    for (const fs::directory_entry& entry : entries) {
       std::string extension = entry.path().extension().string();
       std::transform(extension.begin(), extension.end(), extension.begin(),
                      [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-      if (entry.is_regular_file() && known.count(extension) > 0) paths_.push_back(entry.path().string());
+      if (entry.is_regular_file(error) && known.count(extension) > 0) paths_.push_back(entry.path().string());
     }
     if (paths_.empty()) {
       throw Error(ErrorCode::kVideoHasNoFrames,

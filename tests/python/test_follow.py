@@ -105,6 +105,58 @@ def parsed(output):
     return predictions, last["summary"]
 
 
+def refused(*arguments):
+    """What it says, in one line."""
+    done = subprocess.run(command(*arguments), capture_output=True, timeout=TIMEOUT, text=True)
+    assert done.returncode == 2, done.stderr
+    assert not done.stdout
+    return done.stderr
+
+
+def test_nothing_that_is_read_is_written_over(data, tmp_path):
+    video = shutil.copy(data / "clip.mp4", tmp_path)
+    (tmp_path / "link.mp4").symlink_to(video)
+    before = Path(video).read_bytes()
+    for sink in (video, tmp_path / "link.mp4", f"{tmp_path}/../{tmp_path.name}/clip.mp4"):
+        assert "is the same file as SOURCE" in refused(data / "stream.pt", video, sink)
+    model = shutil.copy(data / "stream.pt", tmp_path / "model.mp4")
+    assert "is the same file as MODEL" in refused(model, video, model)
+    assert Path(video).read_bytes() == before
+
+
+def test_a_decision_ends_where_a_stream_begins(data, tmp_path):
+    """As frames of another size do: what comes before them is none of their history."""
+    pale = np.full((40, 40, 3), 128, np.uint8)
+    pale[..., 0] = 160
+    for i in range(12):
+        Image.fromarray(RED[0] if i < 6 else pale).save(tmp_path / f"{i:02}.png")
+    predictions, _ = follow(data / "colour.pt", tmp_path, "--decide", "0.8", "0.4")
+    decisions = {line["frame"]: line["decision"] for line in predictions}
+    assert decisions[5] == "red"
+    late = predictions[-1]
+    assert late["frame"] == 11
+    assert 0.4 < late["classes"][0]["probability"] < 0.8
+    assert late["decision"] is None
+
+
+def test_a_reader_that_goes_leaves_a_whole_video(data, tmp_path):
+    """As `| head -1` does."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, frame in enumerate(pattern(200, 40, 48)):
+        Image.fromarray(frame).save(images / f"{i:03}.png")
+    sink = tmp_path / "annotated.mp4"
+    process = subprocess.Popen(
+        command(data / "stream.pt", images, sink), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(TIMEOUT) == 1
+    assert b"cannot be written to standard output" in process.stderr.read()
+    process.stderr.close()
+    assert len(VideoDecoder(sink)) > 0
+
+
 class Following:
     """A sifa-run that goes on until it is stopped."""
 

@@ -81,6 +81,33 @@ def test_a_gpu_gives_the_same(data: Path, graphs: list[str]) -> None:
     np.testing.assert_allclose(probabilities[1], probabilities[0], atol=1e-4)
 
 
+def test_more_threads_than_a_machine_starts(data: Path) -> None:
+    for source in (data / "clip.mkv", "gst://videotestsrc"):
+        result = sifa_run(data / "model.pt", source, "--threads", 65536)
+        assert_fails(result, 2, "threads must be 1 to ", " on this machine", "got 65536")
+
+
+@pytest.mark.parametrize(
+    "options", [["--hop", "3"], ["--decide", "0.7", "0.4"], ["--frame-stride", "5"], ["--size", "3x3"]]
+)
+def test_options_of_streams_are_refused_where_a_clip_is_classified(data: Path, options: list[str]) -> None:
+    result = sifa_run(data / "model.pt", data / "clip.mkv", *options)
+    assert_fails(result, 2, f"{options[0]} is for streams", "give --stream too")
+
+
+def test_a_file_as_a_uri(data: Path) -> None:
+    plain, uri = (
+        json.loads(sifa_run(data / "model.pt", source, "--json").stdout)
+        for source in (data / "clip.mkv", f"file://{data / 'clip.mkv'}")
+    )
+    assert uri["classes"] == plain["classes"]
+
+
+def test_a_name_longer_than_names_can_be(data: Path) -> None:
+    assert_fails(sifa_run(data / "model.pt", "x" * 300), 3, "video file not found: xxx")
+    assert_fails(sifa_run(data / "model.pt", "x" * 300, "-"), 3, "not found: xxx")
+
+
 def test_no_cuda_graphs_is_for_gpus_only(data: Path) -> None:
     """On the CPU it says nothing and changes nothing."""
     plain, without = (
@@ -169,6 +196,8 @@ def test_help_and_version() -> None:
         (["MODEL", "VIDEO", "--topk", "many"], "--topk"),
         (["MODEL", "VIDEO", "--threads", "0"], "--threads"),
         (["MODEL", "VIDEO", "--threads", "-3"], "--threads"),
+        (["MODEL", "VIDEO", "--batch", "5"], "--batch is for --benchmark, which is not given"),
+        (["MODEL", "VIDEO", "SINK.mp4", "--benchmark"], "--benchmark writes no SINK, got SINK.mp4"),
         (["MODEL", "VIDEO", "--device"], "--device"),
         (["MODEL", "VIDEO", "--nonsense"], "--nonsense"),
     ],

@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
       const auto status = capture.read(frame, std::chrono::seconds(1));
       if (status == sifa::Capture::Status::kEnd) break;
       if (status == sifa::Capture::Status::kNothingYet) continue;
-      if (frame.begins) stream.reset();  // the camera was lost and is back
+      if (frame.begins) stream.reset(), decision.reset();  // the camera was lost and is back
       const auto prediction = stream.push({frame.data.data(), frame.height, frame.width});
       if (!prediction) continue;
       const auto before = decision.decision();
