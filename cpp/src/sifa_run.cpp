@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -253,6 +254,11 @@ int checked_main(int argc, char** argv) {
                 "--benchmark writes no SINK, got " + follow.sink + "; see sifa-run --help");
   }
   if (!thresholds.empty()) follow.thresholds = {thresholds[0], thresholds[1]};
+  // CLI11 lets what is no number through its range.
+  if (std::isnan(give_up_after)) {
+    return fail(sifa::ErrorCode::kInvalidArgument,
+                "--give-up-after must be seconds, got nan; see sifa-run --help");
+  }
   follow.capture.give_up_after = std::chrono::milliseconds(static_cast<std::int64_t>(1000.0 * give_up_after));
   run(arguments);
   return 0;

@@ -589,6 +589,27 @@ def test_mpeg_ts_as_a_sink(data, gstreamer):
     sender.stop()
 
 
+def test_nothing_grows_while_a_live_source_is_written(data, gstreamer, tmp_path):
+    """A soak, shortened: 160 predictions in 25 seconds, looked at after a quarter and at the end."""
+
+    def resident():
+        """Megabytes that are the process's own."""
+        status = Path(f"/proc/{following.process.pid}/status").read_text()
+        (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+        return int(kilobytes) / 1e3
+
+    following = Following(
+        data / "stream.pt", TEST_SOURCE.format(options="is-live=true"), tmp_path / "annotated.mkv"
+    )
+    following.read(40)
+    before = resident()
+    following.read(120)
+    after = resident()
+    _, summary = following.stop()
+    assert summary["predictions"] >= 160
+    assert after < before + 8
+
+
 def test_rtp_as_a_sink(data, gstreamer, tmp_path):
     """Of frames with odd sides, received by FFmpeg that joins in the middle."""
     port = free_port(socket.SOCK_DGRAM)

@@ -196,6 +196,7 @@ def test_help_and_version() -> None:
         (["MODEL", "VIDEO", "--topk", "many"], "--topk"),
         (["MODEL", "VIDEO", "--threads", "0"], "--threads"),
         (["MODEL", "VIDEO", "--threads", "-3"], "--threads"),
+        (["MODEL", "VIDEO", "--give-up-after", "nan"], "--give-up-after must be seconds, got nan"),
         (["MODEL", "VIDEO", "--batch", "5"], "--batch is for --benchmark, which is not given"),
         (["MODEL", "VIDEO", "SINK.mp4", "--benchmark"], "--benchmark writes no SINK, got SINK.mp4"),
         (["MODEL", "VIDEO", "--device"], "--device"),
