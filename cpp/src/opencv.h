@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
+#include <filesystem>
 #include <opencv2/core.hpp>
 #include <opencv2/imgproc.hpp>
 #include <opencv2/videoio.hpp>
@@ -26,6 +28,16 @@ inline int file_backend() {
 
 /// What GStreamer lacks to send video as RTP and MPEG-TS, and the command that installs it; "" if nothing.
 std::string missing_elements();
+
+/// Refuses files of which FFmpeg makes videos of what a terminal would show: a list of videos is not one.
+inline void refuse_text(const std::string& path) {
+  std::string extension = std::filesystem::path(path).extension().string();
+  std::transform(extension.begin(), extension.end(), extension.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  for (const char* text : {".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt"}) {
+    if (extension == text) cannot_open(path, "is a text by its name, which FFmpeg would draw; name a video");
+  }
+}
 
 /// Clockwise quarter turns that bring a frame upright.
 inline int quarter_turns(const cv::VideoCapture& capture) {

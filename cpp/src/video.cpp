@@ -16,6 +16,7 @@ namespace {
 class Pass {
  public:
   explicit Pass(const std::string& path) : path_(path) {
+    refuse_text(path);
     // An absolute path cannot be taken for a URL.
     if (!capture_.open(std::filesystem::absolute(path).string(), file_backend())) {
       cannot_open(path, "is not a video that OpenCV can decode");

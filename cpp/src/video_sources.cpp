@@ -50,6 +50,7 @@ class VideoSource : public Source {
       : name_(uri.what),
         // Of what comes as it is played (rtsp, udp, tcp) a stated length does not say when it ends.
         may_be_recording_(uri.kind == SourceKind::kNetwork && uri.what.compare(0, 4, "http") == 0) {
+    if (uri.kind == SourceKind::kPath) refuse_text(uri.what);
     const auto [what, backend] = opened_with(uri);
     const std::vector<int> parameters =
         uri.kind == SourceKind::kNetwork ? std::vector<int>{cv::CAP_PROP_OPEN_TIMEOUT_MSEC, kNetworkPatience,

@@ -330,7 +330,7 @@ TEST(Video, ClassifiedLikeItsFrames) {
 TEST(Video, Refused) {
   const Classifier classifier(data("model.pt"));
   EXPECT_EQ(code_of([&] { classifier.classify(data("nothing.mp4")); }), ErrorCode::kFileNotFound);
-  for (const char* name : {"text.mp4", "truncated.mp4", "model.pt", "."}) {
+  for (const char* name : {"text.mp4", "list.TXT", "truncated.mp4", "model.pt", "."}) {
     EXPECT_EQ(code_of([&] { classifier.classify(data(name)); }), ErrorCode::kVideoCannotBeOpened) << name;
   }
   EXPECT_EQ(code_of([&] { classifier.classify(data("no_frames.avi")); }), ErrorCode::kVideoHasNoFrames);

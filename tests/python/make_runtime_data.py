@@ -232,6 +232,7 @@ def make_videos(folder: Path) -> None:
     (folder / "lying.avi").write_bytes(header)
     (folder / "truncated.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:200])
     (folder / "text.mp4").write_text("not a video\n")
+    (folder / "list.TXT").write_text("clip.mp4 0\n" * 30)  # which FFmpeg would draw
 
 
 def _rotate(source: Path, target: Path, degrees: int) -> None:

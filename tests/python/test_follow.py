@@ -702,6 +702,7 @@ def test_what_cannot_be_followed(data, http_port, tmp_path):
         ((model, f"tcp://127.0.0.1:{free_port()}"), 8, "does not answer with a stream"),
         ((model, f"rtsp://127.0.0.1:{free_port()}/x"), 8, "does not answer with a stream"),
         ((model, data / "text.mp4", "-"), 8, "is not a video that OpenCV can decode"),
+        ((model, data / "list.TXT", "-"), 8, "is a text by its name"),
         ((model, video, tmp_path / "out.gif"), 2, "must be a video file (.mp4, .mkv, .avi), gst://PIPELINE"),
         ((model, video, tmp_path / "none" / "out.mp4"), 1, "its folder must exist and be writable"),
         ((model, video, "udp://host"), 2, "must be udp://HOST:PORT"),

@@ -131,6 +131,14 @@ def test_a_video_without_frames(tmp_path):
         read_frames(tmp_path / "none.mp4", 4)
 
 
+def test_a_text_is_no_video(tmp_path):
+    """FFmpeg would show it as a terminal does: `sifa predict list.txt` had an answer."""
+    path = tmp_path / "list.txt"
+    path.write_text("clip.mp4 0\n" * 30)
+    with pytest.raises(VideoError, match=r"list\.txt is a text by its name, which FFmpeg would draw"):
+        read_frames(path, 4)
+
+
 def test_frames_that_cannot_be_decoded(numbered, monkeypatch):
     def fail(self, indices):
         raise RuntimeError("Requested next frame while there are no more frames left to decode.")

@@ -26,6 +26,10 @@ TIMEOUT = 300.0
 """Seconds that the `ffmpeg` program may take for a file: nothing waits for a damaged one for ever."""
 
 
+_TEXTS = (".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt")
+"""Of these FFmpeg makes videos, of what a terminal would show: a list of videos is not one."""
+
+
 class VideoError(RuntimeError):
     """A file cannot be read as a video; the message says which and why."""
 
@@ -76,6 +80,8 @@ class VideoFile:
         self._path = Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"there is no file {self._path}")
+        if self._path.suffix.lower() in _TEXTS:
+            raise VideoError(f"{self._path} is a text by its name, which FFmpeg would draw; name a video")
         self.num_frames, self.fps, self._fetch = _open(self._path)
 
     def read(self, indices: Sequence[int]) -> Tensor:
