@@ -8,13 +8,14 @@ import os
 import platform
 import shlex
 import subprocess
+import zipfile
 
 import pytest
 import torch
 from lively import lively_model
-from make_runtime_data import make_models, make_videos, pattern, stream_frames, stream_model, with_metadata
+from make_runtime_data import make_models, make_videos, pattern, stream_frames, stream_model
 from PIL import Image
-from sifa.artifact import export_torchscript
+from sifa.artifact import export_torchscript, read_metadata
 from sifa.demo import find_sifa_run
 
 TOLERANCE = 1e-5
@@ -93,7 +94,10 @@ def test_a_bad_model_is_refused_as_it_is_here(data, name):
 
 def test_machine_code_of_this_machine_is_refused_by_name(data):
     compiled_for = {"device": "cpu", "machine": platform.machine(), "cpu": "DEFAULT"}
-    with_metadata(data / "model.pt", data / "code.pt2", format="aoti", compiled_for=compiled_for)
+    metadata = read_metadata(data / "model.pt") | {"format": "aoti", "compiled_for": compiled_for}
+    with zipfile.ZipFile(data / "code.pt2", "w") as archive:
+        archive.writestr("model/data/aotinductor/model/code.so", "for another processor")
+        archive.writestr("model/extra/sifa.json", json.dumps(metadata))
     arm = run(ARM, data / "code.pt2", data / "clip.mkv")
     assert arm.returncode == 6
     assert f"compiled for machine {platform.machine()}, not for aarch64" in arm.stderr.decode()
