@@ -67,6 +67,10 @@ bool is_safe(const std::string& name) {
 Archive::Archive(const std::string& path) : path_(path) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
+  const auto unreadable = [&] {
+    return Error(ErrorCode::kOther, "model file cannot be read: " + path + ": " + error.message());
+  };
+  if (error == std::errc::permission_denied) throw unreadable();  // who knows whether it is there
   if (!std::filesystem::exists(status)) {
     throw Error(ErrorCode::kFileNotFound, "model file not found: " + path);
   }
@@ -75,7 +79,8 @@ Archive::Archive(const std::string& path) : path_(path) {
   }
   file_size_ = std::filesystem::file_size(path, error);
   file_.open(path, std::ios::binary);
-  if (error || !file_) throw Error(ErrorCode::kOther, "model file cannot be read: " + path);
+  if (!file_) error = {errno, std::generic_category()};
+  if (error) throw unreadable();
 
   const std::string begin = bytes(0, std::min<std::uint64_t>(file_size_, 4));
   if (std::string(kLocalHeader).compare(0, begin.size(), begin) != 0) {

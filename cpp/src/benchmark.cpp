@@ -133,8 +133,7 @@ void benchmark(const BenchmarkArguments& arguments) {
   std::optional<sifa::StreamBatch> streams;
   if (is_stream) {
     sifa::StreamOptions options = arguments.options;
-    options.frame_stride = 1;
-    options.hop = 0;  // a round is one step, which is what the metadata's cost is of
+    options.frame_stride = 1;  // a round is one step, which is what the metadata's cost is of
     streams.emplace(arguments.model, static_cast<std::size_t>(arguments.batch), options);
   } else {
     classifier.emplace(arguments.model, arguments.options);

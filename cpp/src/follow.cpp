@@ -10,19 +10,22 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "async_sink.h"
 #include "durations.h"
 #include "one_line.h"
 #include "sifa/hysteresis.h"
-#include "sink.h"
 #include "top_classes.h"
 #include "uri.h"
 
 namespace {
 
 using nlohmann::ordered_json;
+using sifa::AsyncSink;
 using sifa::Capture;
 using sifa::CapturedFrame;
 using std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kPatience{100};  // between two looks at `stop_asked`
 
 volatile std::sig_atomic_t stop_asked = 0;
 
@@ -39,29 +42,33 @@ class Follower {
         stream_(arguments.model, arguments.stream),
         capture_(arguments.source, arguments.capture) {
     if (!arguments.sink.empty() && arguments.sink != "-") {
-      sink_ = sifa::open_video_sink(arguments.sink, capture_.frames_per_second());
+      sink_.emplace(sifa::open_video_sink(arguments.sink, capture_.frames_per_second()), arguments.sink,
+                    capture_.is_live() ? AsyncSink::Full::kDrop : AsyncSink::Full::kWait);
     }
     if (arguments.thresholds) hysteresis_.emplace(arguments.thresholds->first, arguments.thresholds->second);
   }
 
   void run() {
-    constexpr std::chrono::milliseconds kPatience{100};  // between two looks at `stop_asked`
     CapturedFrame frame;
     while (stop_asked == 0) {
       const Capture::Status status = capture_.read(frame, kPatience);
       if (status == Capture::Status::kEnd) break;
       if (status == Capture::Status::kFrame) take(frame);
     }
+  }
+
+  void close_sink() {
     if (sink_) sink_->close();
   }
 
   void print_summary() const {
-    const ordered_json summary = {
+    ordered_json summary = {
         {"frames", {{"in", capture_.captured()}, {"used", used_}, {"dropped", capture_.dropped()}}},
         {"predictions", predictions_},
         {"reconnections", capture_.reconnections()},
         {"latency_ms", latencies_.percentiles()},
         {"model_ms", model_.percentiles()}};
+    if (sink_) summary["sink"] = {{"written", sink_->written()}, {"dropped", sink_->dropped()}};
     if (arguments_.json) {
       print(ordered_json{{"summary", summary}}.dump());
       return;
@@ -75,11 +82,14 @@ class Follower {
     };
     print(std::to_string(predictions_) + " predictions; frames: " + std::to_string(capture_.captured()) +
           " in, " + std::to_string(used_) + " used, " + std::to_string(capture_.dropped()) + " dropped" +
+          (sink_ ? "; sink: " + std::to_string(sink_->written()) + " written, " +
+                       std::to_string(sink_->dropped()) + " dropped"
+                 : "") +
           line("latency", summary["latency_ms"]) + line("model", summary["model_ms"]));
   }
 
  private:
-  void take(const CapturedFrame& frame) {
+  void take(CapturedFrame& frame) {
     // What came before a gap, or had another size, is no history of this frame.
     const bool is_resized = used_ > 0 && (frame.height != height_ || frame.width != width_);
     if (used_ > 0 && (frame.begins || is_resized)) begin_anew();
@@ -96,7 +106,7 @@ class Follower {
       latencies_.add(milliseconds(now - frame.time));
       report(frame, prediction->probabilities, milliseconds(now - frame.time));
     }
-    if (sink_) sink_->write(frame, caption_);
+    while (sink_ && stop_asked == 0 && !sink_->write(frame, caption_, kPatience)) continue;
   }
 
   void begin_anew() {
@@ -143,7 +153,7 @@ class Follower {
   const FollowArguments& arguments_;
   sifa::Stream stream_;
   Capture capture_;
-  std::unique_ptr<sifa::Sink> sink_;
+  std::optional<AsyncSink> sink_;
   std::optional<sifa::Hysteresis> hysteresis_;
   std::vector<std::string> caption_;
   steady_clock::time_point begin_;
@@ -177,6 +187,16 @@ void limit_analysis(const std::string& source) {
   setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|analyzeduration;3000000", /*overwrite=*/0);
 }
 
+template <typename Function>
+std::exception_ptr failure_of(Function function) {
+  try {
+    function();
+    return nullptr;
+  } catch (const sifa::Error&) {
+    return std::current_exception();
+  }
+}
+
 }  // namespace
 
 void follow(const FollowArguments& arguments) {
@@ -189,12 +209,10 @@ void follow(const FollowArguments& arguments) {
   // Only now: while a source is waited for there is nothing to sum up, and a signal ends it at once.
   std::signal(SIGINT, ask_to_stop);
   std::signal(SIGTERM, ask_to_stop);
-  std::exception_ptr failure;
-  try {
-    follower.run();
-  } catch (const sifa::Error&) {
-    failure = std::current_exception();
-  }
+  const std::exception_ptr failures[] = {failure_of([&] { follower.run(); }),
+                                         failure_of([&] { follower.close_sink(); })};
   follower.print_summary();
-  if (failure) std::rethrow_exception(failure);
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
 }

@@ -29,6 +29,14 @@ inline int file_backend() {
 /// What GStreamer lacks to send video as RTP and MPEG-TS, and the command that installs it; "" if nothing.
 std::string missing_elements();
 
+/// The absolute path, which cannot be taken for a URL.
+inline std::string absolute(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path result = std::filesystem::absolute(path, error);
+  if (error) cannot_open(path, "is looked for in a working folder that is gone: " + error.message());
+  return result.string();
+}
+
 /// Refuses files of which FFmpeg makes videos of what a terminal would show: a list of videos is not one.
 inline void refuse_text(const std::string& path) {
   std::string extension = std::filesystem::path(path).extension().string();

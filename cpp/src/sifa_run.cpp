@@ -100,6 +100,15 @@ bool is_stream(const Arguments& arguments) {
          sifa::read_metadata(arguments.follow.model).kind != "clip";
 }
 
+// The path of the SOURCE of --benchmark; "" is none.
+std::string benchmarked_video(const std::string& source) {
+  if (source.empty()) return "";
+  const sifa::SourceUri uri = sifa::parse_source(source);
+  if (uri.kind == sifa::SourceKind::kPath) return uri.what;
+  throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
+                    "--benchmark reads a video file only, got SOURCE " + source + "; see sifa-run --help");
+}
+
 // "640x480" as width and height.
 std::string parse_size(const std::string& text, sifa::SourceOptions& options) {
   int end = 0;
@@ -139,11 +148,11 @@ void run(Arguments& arguments) {
     std::cout << sifa::read_metadata(arguments.follow.model).json << std::endl;
   } else if (arguments.is_benchmark) {
     const FollowArguments& given = arguments.follow;
-    benchmark({given.model, given.source, arguments.batch, arguments.rounds, given.json, given.stream});
+    benchmark({given.model, benchmarked_video(given.source), arguments.batch, arguments.rounds, given.json,
+               given.stream});
   } else if (arguments.follow.source.empty()) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "SOURCE is required; see sifa-run --help");
   } else if (is_stream(arguments)) {
-    arguments.follow.json |= arguments.follow.sink == "-" || isatty(STDOUT_FILENO) == 0;
     follow(arguments.follow);
   } else if (!arguments.stream_option.empty()) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument,
@@ -190,7 +199,7 @@ int checked_main(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 16));
   app.add_flag("!--no-cuda-graphs", follow.stream.cuda_graphs,
                "on a GPU: launch every operation by itself, instead of all of them by a CUDA graph");
-  app.add_flag("--json", follow.json, "print JSON; of streams always where no terminal reads it");
+  app.add_flag("--json", follow.json, "print JSON; of videos and streams always where no terminal reads it");
   app.add_flag("--no-exec", arguments.no_exec, "print the model's metadata, and load nothing of its program");
   app.add_flag("--doctor", arguments.doctor,
                "say what this machine and installation have, and what is wrong");
@@ -249,6 +258,17 @@ int checked_main(int argc, char** argv) {
                   name + " is for --benchmark, which is not given; see sifa-run --help");
     }
   }
+  if (!size.empty() && follow.source != "-") {
+    return fail(
+        sifa::ErrorCode::kInvalidArgument,
+        "--size is of raw frames on standard input (SOURCE -), which say no size; see sifa-run --help");
+  }
+  if (arguments.is_benchmark && !arguments.stream_option.empty()) {
+    return fail(sifa::ErrorCode::kInvalidArgument,
+                arguments.stream_option +
+                    " is for streams that are followed, and --benchmark times a clip or a "
+                    "single step; see sifa-run --help");
+  }
   if (arguments.is_benchmark && !follow.sink.empty()) {
     return fail(sifa::ErrorCode::kInvalidArgument,
                 "--benchmark writes no SINK, got " + follow.sink + "; see sifa-run --help");
@@ -259,6 +279,8 @@ int checked_main(int argc, char** argv) {
     return fail(sifa::ErrorCode::kInvalidArgument,
                 "--give-up-after must be seconds, got nan; see sifa-run --help");
   }
+  const bool answers_in_lines = !arguments.is_benchmark && !arguments.doctor;
+  follow.json |= answers_in_lines && (follow.sink == "-" || isatty(STDOUT_FILENO) == 0);
   follow.capture.give_up_after = std::chrono::milliseconds(static_cast<std::int64_t>(1000.0 * give_up_after));
   run(arguments);
   return 0;

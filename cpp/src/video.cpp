@@ -4,8 +4,6 @@
 // follows it.
 #include "video.h"
 
-#include <filesystem>
-
 #include "opencv.h"
 #include "sifa/sampling.h"
 
@@ -17,8 +15,7 @@ class Pass {
  public:
   explicit Pass(const std::string& path) : path_(path) {
     refuse_text(path);
-    // An absolute path cannot be taken for a URL.
-    if (!capture_.open(std::filesystem::absolute(path).string(), file_backend())) {
+    if (!capture_.open(absolute(path), file_backend())) {
       cannot_open(path, "is not a video that OpenCV can decode");
     }
     capture_.set(cv::CAP_PROP_ORIENTATION_AUTO, 0);

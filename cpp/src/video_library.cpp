@@ -41,15 +41,25 @@ Function* find(const char* symbol) {
   return reinterpret_cast<Function*>(function);
 }
 
+// `what` is its name in the error.
+void require_file(const std::string& path, const std::string& what) {
+  std::error_code error;
+  if (std::filesystem::exists(path, error)) return;
+  if (error == std::errc::permission_denied) {
+    throw Error(ErrorCode::kVideoCannotBeOpened,
+                "video cannot be opened: " + path + " is in a folder that this user may not look into");
+  }
+  throw Error(ErrorCode::kFileNotFound, what + " not found: " + path);
+}
+
 }  // namespace
 
 Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t frame_stride,
                  const std::string& sampling) {
   ReadVideo* const read = find<ReadVideo>(kReadVideoSymbol);
-  if (!file_exists(path)) {
-    throw Error(ErrorCode::kFileNotFound, "video file not found: " + path);
-  }
-  if (std::filesystem::is_fifo(path)) {
+  require_file(path, "video file");
+  std::error_code none;  // what cannot be looked at is refused where it is opened
+  if (std::filesystem::is_fifo(path, none)) {
     // It can be read once, and opening it waits for whoever writes.
     throw Error(ErrorCode::kVideoCannotBeOpened,
                 "video cannot be opened: " + path +
@@ -62,9 +72,7 @@ Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t 
 
 std::unique_ptr<Source> open_video_source(const SourceUri& uri) {
   OpenVideoSource* const open = find<OpenVideoSource>(kOpenVideoSourceSymbol);
-  if (uri.kind == SourceKind::kPath && !file_exists(uri.what)) {
-    throw Error(ErrorCode::kFileNotFound, "video file or folder not found: " + uri.what);
-  }
+  if (uri.kind == SourceKind::kPath) require_file(uri.what, "video file or folder");
   std::unique_ptr<Source> source;
   open(uri, source);
   return source;

@@ -5,9 +5,12 @@
 //   rtp://HOST:PORT      H.264 as RTP
 //   udp://HOST:PORT      H.264 in MPEG-TS
 #include <netdb.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 
 #include "opencv.h"
@@ -18,7 +21,7 @@ namespace {
 
 constexpr double kUsualRate = 25.0;  // frames per second, where the source does not say
 constexpr double kKeyFrameSeconds = 1.0;
-constexpr std::uintmax_t kFullDisk = 65536;  // bytes that are left: FFmpeg writes 32768 at a time
+constexpr std::uintmax_t kFull = 65536;  // bytes that are left: FFmpeg writes 32768 at a time
 
 bool starts_with(const std::string& text, const std::string& part) {
   return text.compare(0, part.size(), part) == 0;
@@ -96,6 +99,7 @@ class VideoSink : public Sink {
     }
     code_ = extension == ".avi" ? cv::VideoWriter::fourcc('M', 'J', 'P', 'G')
                                 : cv::VideoWriter::fourcc('m', 'p', '4', 'v');
+    check_file();
   }
 
   void write(const CapturedFrame& frame, const std::vector<std::string>& lines) override {
@@ -109,7 +113,7 @@ class VideoSink : public Sink {
       annotate(lines);
       writer_.write(image_);
     });
-    check_disk();
+    check_room();
   }
 
   void close() override {
@@ -118,7 +122,7 @@ class VideoSink : public Sink {
     std::error_code error;
     const auto bytes = std::filesystem::file_size(uri_, error);
     if (error || bytes == 0) cannot_write("nothing was written: is the disk full?");
-    check_disk();
+    check_room();
   }
 
  private:
@@ -127,24 +131,42 @@ class VideoSink : public Sink {
   }
 
   // OpenCV does not say that bytes could not be written.
-  void check_disk() const {
+  void check_room() const {
     if (!pipeline_.empty()) return;
     std::error_code error;
     const std::filesystem::space_info space = std::filesystem::space(uri_, error);
     const std::uintmax_t left = geteuid() == 0 ? space.free : space.available;
-    if (!error && left < kFullDisk) {
+    if (!error && left < kFull) {
       cannot_write("the disk is full, and the end of the video may be missing: make room, or name another");
+    }
+    const std::uintmax_t size = std::filesystem::file_size(uri_, error);
+    rlimit limit{RLIM_INFINITY, RLIM_INFINITY};
+    getrlimit(RLIMIT_FSIZE, &limit);
+    if (!error && limit.rlim_cur != RLIM_INFINITY && size + kFull > limit.rlim_cur) {
+      cannot_write("files of this process may have " + std::to_string(limit.rlim_cur) +
+                   " bytes (ulimit -f), and the end of the video may be missing");
+    }
+  }
+
+  // Refused before the first frame, and with the reason, which OpenCV does not give.
+  void check_file() const {
+    std::error_code none;
+    if (std::filesystem::is_directory(uri_, none)) cannot_write("it is a folder: name a file in it");
+    const std::filesystem::path folder = std::filesystem::path(absolute(uri_)).parent_path();
+    if (!std::filesystem::is_directory(folder, none)) cannot_write("there is no folder " + folder.string());
+    const std::string written = std::filesystem::exists(uri_, none) ? uri_ : folder.string();
+    if (access(written.c_str(), W_OK) != 0) {
+      cannot_write("this user may not write to " + written + ": " + std::strerror(errno));
     }
   }
 
   void open(cv::Size size) {
     // Colours at half the resolution, as encoders want them, need even sides.
     size_ = {std::max(2, size.width / 2 * 2), std::max(2, size.height / 2 * 2)};
-    const bool is_open = pipeline_.empty() ? writer_.open(std::filesystem::absolute(uri_).string(),
-                                                          cv::CAP_FFMPEG, code_, rate_, size_)
+    const bool is_open = pipeline_.empty() ? writer_.open(absolute(uri_), cv::CAP_FFMPEG, code_, rate_, size_)
                                            : writer_.open(pipeline_, cv::CAP_GSTREAMER, 0, rate_, size_);
     if (!is_open) {
-      cannot_write(pipeline_.empty() ? "its folder must exist and be writable"
+      cannot_write(pipeline_.empty() ? "this OpenCV's FFmpeg cannot encode it"
                                      : "this OpenCV's GStreamer cannot run " + pipeline_ + missing());
     }
   }

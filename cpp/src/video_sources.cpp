@@ -96,8 +96,7 @@ class VideoSource : public Source {
       case SourceKind::kNetwork:
         return {uri.what, file_backend()};
       default:
-        // An absolute path cannot be taken for a URL.
-        return {fs::absolute(uri.what).string(), file_backend()};
+        return {absolute(uri.what), file_backend()};
     }
   }
 
@@ -128,14 +127,17 @@ class ImageFolder : public Source {
   explicit ImageFolder(const std::string& folder) {
     const std::set<std::string> known{".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"};
     std::error_code error;
-    const fs::directory_iterator entries(folder, error);
-    if (error) cannot_open(folder, "is a folder that cannot be read: " + error.message());
-    for (const fs::directory_entry& entry : entries) {
-      std::string extension = entry.path().extension().string();
+    fs::directory_iterator entries(folder, error);
+    for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
+      std::string extension = entries->path().extension().string();
       std::transform(extension.begin(), extension.end(), extension.begin(),
                      [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-      if (entry.is_regular_file(error) && known.count(extension) > 0) paths_.push_back(entry.path().string());
+      std::error_code none;  // a link that leads nowhere is no image
+      if (known.count(extension) > 0 && entries->is_regular_file(none)) {
+        paths_.push_back(entries->path().string());
+      }
     }
+    if (error) cannot_open(folder, "is a folder that cannot be read: " + error.message());
     if (paths_.empty()) {
       throw Error(ErrorCode::kVideoHasNoFrames,
                   "folder has no images (png, jpg, bmp, ppm, tif, webp): " + folder);
@@ -164,7 +166,8 @@ class ImageFolder : public Source {
 
 extern "C" SIFA_API void sifa_open_video_source(const sifa::SourceUri& uri,
                                                 std::unique_ptr<sifa::Source>& source) {
-  if (uri.kind == sifa::SourceKind::kPath && std::filesystem::is_directory(uri.what)) {
+  std::error_code none;  // what cannot be looked at is refused where it is opened
+  if (uri.kind == sifa::SourceKind::kPath && std::filesystem::is_directory(uri.what, none)) {
     source = std::make_unique<sifa::ImageFolder>(uri.what);
   } else {
     sifa::opencv_translated(uri.what, [&] { source = std::make_unique<sifa::VideoSource>(uri); });

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +195,7 @@ def test_as_a_subdirectory_without_opencv(data, tmp_path):
     assert "this build of SIFA cannot read video files (SIFA_VIDEO=OFF)" in result.stderr
 
 
-# --- The C API, from ctypes ---------------------------------------------------------------------------------
+# --- The C API, from ctypes; all of it is tested in tests/cpp/test_c_api.cpp -------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -204,52 +203,21 @@ def c(runtime_module):
     library = ctypes.CDLL(Path(runtime_module.__file__).parent / "lib" / "libsifa_c.so")
     library.sifa_version.restype = ctypes.c_char_p
     library.sifa_last_error.restype = ctypes.c_char_p
-    for name in ("sifa_classifier_destroy", "sifa_streams_destroy"):
-        getattr(library, name).restype = None
+    library.sifa_classifier_destroy.restype = None
     return library
-
-
-def create(library, path):
-    handle = ctypes.c_void_p()
-    assert library.sifa_classifier_create(str(path).encode(), None, 0, ctypes.byref(handle)) == 0
-    return handle
-
-
-def create_streams(library, path, count):
-    handle = ctypes.c_void_p()
-    status = library.sifa_streams_create(
-        str(path).encode(),
-        ctypes.c_size_t(count),
-        b"cpu",
-        0,
-        ctypes.c_int64(1),
-        ctypes.c_int64(0),
-        ctypes.byref(handle),
-    )
-    assert status == 0, library.sifa_last_error()
-    return handle
 
 
 def pointer(array, type_=ctypes.c_uint8):
     return array.ctypes.data_as(ctypes.POINTER(type_))
 
 
-def classify(library, handle, clips, capacity=None):
-    count, frames, height, width, _ = clips.shape
-    answer = np.full((count, len(LABELS)), -1, np.float32)
-    status = library.sifa_classifier_classify(
-        handle,
-        pointer(clips),
-        *map(ctypes.c_int64, (count, frames, height, width)),
-        pointer(answer, ctypes.c_float),
-        ctypes.c_size_t(answer.size if capacity is None else capacity),
-    )
-    return status, answer
-
-
 def test_a_clip_through_c(data, c):
     assert c.sifa_version().decode() == sifa.__version__
-    handle = create(c, data / "model.pt")
+    handle = ctypes.c_void_p()
+    assert c.sifa_classifier_create(b"/nothing.pt", None, 0, ctypes.byref(handle)) == 3
+    assert c.sifa_last_error() == b"model file not found: /nothing.pt"
+    assert handle.value is None
+    assert c.sifa_classifier_create(str(data / "model.pt").encode(), None, 0, ctypes.byref(handle)) == 0
     count, label, json = ctypes.c_size_t(), ctypes.c_char_p(), ctypes.c_char_p()
     assert c.sifa_classifier_num_labels(handle, ctypes.byref(count)) == 0
     assert count.value == len(LABELS)
@@ -259,8 +227,10 @@ def test_a_clip_through_c(data, c):
     assert c.sifa_classifier_metadata(handle, ctypes.byref(json)) == 0
     assert b'"schema_version": 1' in json.value
     clips = np.stack([pattern(NUM_FRAMES, 23, 31, seed) for seed in range(2)])
-    status, answer = classify(c, handle, clips)
-    assert status == 0
+    answer = np.zeros((2, len(LABELS)), np.float32)
+    shape = map(ctypes.c_int64, clips.shape[:4])
+    into = (pointer(answer, ctypes.c_float), ctypes.c_size_t(answer.size))
+    assert c.sifa_classifier_classify(handle, pointer(clips), *shape, *into) == 0
     np.testing.assert_allclose(answer, load_artifact(data / "model.pt")(clips), rtol=0, atol=1e-5)
     answer = np.zeros(len(LABELS), np.float32)
     room = ctypes.c_size_t(len(LABELS))
@@ -268,112 +238,6 @@ def test_a_clip_through_c(data, c):
     assert c.sifa_classifier_classify_video(handle, video, pointer(answer, ctypes.c_float), room) == 0
     assert LABELS[answer.argmax()] == best_of_the_video(data)
     c.sifa_classifier_destroy(handle)
-
-
-def test_streams_through_c(data, c, runtime_module):
-    frames = pattern(8, 40, 48)
-    stream = runtime_module.Stream(data / "stream.pt", frame_stride=1)
-    expected = [p.probabilities for p in map(stream.push, frames) if p is not None]
-    handle = create_streams(c, data / "stream.pt", 2)
-    due, size = ctypes.c_int(-1), ctypes.c_size_t()
-    newest = np.zeros(2, np.int64)
-    answer = np.full((2, 3), -1, np.float32)
-
-    def push(index, frame):
-        sides = map(ctypes.c_int64, frame.shape[:2])
-        status = c.sifa_streams_push(
-            handle, ctypes.c_size_t(index), pointer(frame), *sides, ctypes.byref(due)
-        )
-        assert status == 0, c.sifa_last_error()
-        return due.value
-
-    def predictions(capacity=6):
-        return c.sifa_streams_run(
-            handle,
-            pointer(newest, ctypes.c_int64),
-            pointer(answer, ctypes.c_float),
-            ctypes.c_size_t(capacity),
-        )
-
-    one = ctypes.c_size_t(1)
-    assert [push(1, frame) for frame in frames[:4]] == [0, 0, 0, 1]
-    assert predictions(5) == 2
-    assert c.sifa_last_error() == b"probabilities must have room for 6 numbers, got a capacity of 5"
-    assert predictions() == 0
-    assert newest.tolist() == [-1, 3]
-    assert answer[0].tolist() == [-1] * 3
-    np.testing.assert_allclose(answer[1], expected[0], rtol=0, atol=1e-6)
-    # Saved, disturbed, restored.
-    assert c.sifa_streams_save(handle, one, None, ctypes.c_size_t(0), ctypes.byref(size)) == 0
-    saved = np.zeros(size.value, np.uint8)
-    assert (
-        c.sifa_streams_save(handle, one, pointer(saved), ctypes.c_size_t(size.value - 1), ctypes.byref(size))
-        == 2
-    )
-    assert c.sifa_streams_save(handle, one, pointer(saved), size, ctypes.byref(size)) == 0
-    assert c.sifa_streams_reset(handle, one) == 0
-    assert [push(1, frame) for frame in frames[:4]] == [0, 0, 0, 1]
-    assert c.sifa_streams_restore(handle, one, pointer(saved), size) == 0
-    assert [push(1, frame) for frame in frames[4:]] == [0, 0, 0, 1]
-    assert predictions() == 0
-    np.testing.assert_allclose(answer[1], expected[1], rtol=0, atol=1e-6)
-    assert newest.tolist() == [-1, 7]
-    c.sifa_streams_destroy(handle)
-    c.sifa_streams_destroy(None)
-
-
-def test_errors_are_codes_with_a_line(data, c):
-    handle = ctypes.c_void_p()
-    for name, code in (
-        ("nothing.pt", 3),
-        ("text.pt", 4),
-        ("no_code.pt", 5),
-        ("kind.pt", 6),
-        ("reference.pt", 11),
-    ):
-        path = str(data / name).encode()
-        assert c.sifa_classifier_create(path, None, 0, ctypes.byref(handle)) == code
-        assert handle.value is None
-        message = c.sifa_last_error().decode()
-        assert name in message
-        assert "\n" not in message
-    assert c.sifa_classifier_create(str(data / "model.pt").encode(), b"tpu", 0, ctypes.byref(handle)) == 10
-    assert c.sifa_classifier_create(None, None, 0, ctypes.byref(handle)) == 2
-    assert c.sifa_last_error() == b"path must not be NULL"
-    count = ctypes.c_size_t()
-    assert c.sifa_classifier_num_labels(None, ctypes.byref(count)) == 2
-    assert c.sifa_last_error() == b"the handle must not be NULL"
-    handle = create(c, data / "model.pt")
-    assert c.sifa_classifier_label(handle, ctypes.c_size_t(3), ctypes.byref(ctypes.c_char_p())) == 2
-    assert c.sifa_last_error() == b"there is no label 3: there are 3, counted from 0"
-    clips = pattern(NUM_FRAMES, 8, 8)[None]
-    for given, capacity, message in (
-        (clips, 2, b"probabilities must have room for 3 numbers, got a capacity of 2"),
-        (clips[:, :3].copy(), 3, b"got 3 frames"),
-        (clips[:0], 0, b"got 0 clips"),
-    ):
-        status, answer = classify(c, handle, given, capacity)
-        assert status == 2
-        assert message in c.sifa_last_error()
-        assert (answer == -1).all()  # an error is never a class
-    c.sifa_classifier_destroy(handle)
-    c.sifa_classifier_destroy(None)
-
-
-def test_the_last_error_is_the_thread_s(data, c):
-    handle, others = ctypes.c_void_p(), []
-    assert c.sifa_classifier_create(b"/nothing.pt", None, 0, ctypes.byref(handle)) == 3
-
-    def work():
-        others.append(c.sifa_last_error())
-        assert c.sifa_classifier_create(None, None, 0, ctypes.byref(handle)) == 2
-        others.append(c.sifa_last_error())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert others == [b"", b"path must not be NULL"]
-    assert c.sifa_last_error() == b"model file not found: /nothing.pt"
 
 
 def test_statuses_are_the_codes_of_errors():

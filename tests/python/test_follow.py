@@ -7,12 +7,14 @@ waits for a certain time: a source is followed until it has answered, and all is
 import http.server
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -23,9 +25,9 @@ import pytest
 import torch
 from make_runtime_data import SmallModel, make_videos, pattern, stream_model
 from PIL import Image
+from programs import find_sifa_run, on_a_terminal
 from sifa.artifact import export_torchscript
 from sifa.data.motion import write_video
-from sifa.demo import find_sifa_run
 from torchcodec.decoders import VideoDecoder
 
 TIMEOUT = 120  # seconds, for anything
@@ -307,16 +309,13 @@ def test_decisions_are_held(data):
     assert "decision" not in follow(*arguments, input=RED.tobytes())[0][0]
 
 
-def test_lines_for_people(data):
-    """On a terminal; `script` makes one."""
-    line = " ".join(map(str, command(data / "stream.pt", data / "clip.mkv")))
-    done = subprocess.run(
-        ["script", "-qec", line, "/dev/null"], capture_output=True, text=True, timeout=TIMEOUT
-    )
-    first, _, summary = done.stdout.splitlines()
+def test_lines_for_people(data, tmp_path):
+    first, _, summary = on_a_terminal(data / "stream.pt", data / "clip.mkv")
     assert "class_" in first
     assert " ms " in first
     assert "2 predictions; frames: 11 in, 11 used, 0 dropped; latency p50 " in summary
+    *_, summary = on_a_terminal(data / "stream.pt", data / "clip.mkv", tmp_path / "out.mkv")
+    assert "; sink: 11 written, 0 dropped; latency p50 " in summary
 
 
 # --- What is live ---------------------------------------------------------------------------------------
@@ -566,14 +565,38 @@ def test_a_live_stream_over_http(data):
 def test_an_annotated_file(data, tmp_path, name):
     frames = np.full((10, 120, 160, 3), 128, np.uint8)
     size = ("--size", "160x120")
-    predictions, _ = follow(data / "colour.pt", "-", tmp_path / name, *size, input=frames.tobytes())
+    predictions, summary = follow(data / "colour.pt", "-", tmp_path / name, *size, input=frames.tobytes())
     assert len(predictions) == 7
+    assert summary["sink"] == {"written": 10, "dropped": 0}
     written = VideoDecoder(tmp_path / name, dimension_order="NHWC").get_frames_in_range(0, 10).data.numpy()
     assert written.shape == frames.shape
     # Grey until there is something to say; then light and dark letters.
     assert np.abs(written[0].astype(int) - 128).max() < 20
     assert written[9].max() > 200
     assert written[9].min() < 60
+
+
+def test_a_sink_that_nobody_reads_holds_nothing_up(data, gstreamer, tmp_path):
+    """A pipe whose other end is open, and never read: it takes seven frames of this size."""
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        following = Following(
+            data / "colour.pt",
+            TEST_SOURCE.format(options="is-live=true"),
+            f"gst://filesink location={tmp_path}/pipe",
+        )
+        assert_red(following.read(40))
+        following.process.send_signal(signal.SIGTERM)
+        code, summary, errors = following.fail()
+    finally:
+        os.close(end)
+    assert code == 1
+    assert "has taken nothing for 10 seconds" in errors
+    assert errors.count("\n") == 1
+    assert summary["predictions"] >= 40
+    assert summary["sink"]["dropped"] > 0
+    assert summary["sink"]["written"] + summary["sink"]["dropped"] <= summary["frames"]["used"]
 
 
 def test_mpeg_ts_as_a_sink(data, gstreamer):
@@ -681,6 +704,7 @@ def test_what_cannot_be_followed(data, http_port, tmp_path):
     model, video = data / "colour.pt", data / "red.mkv"
     environment = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for arguments, code, message in (
@@ -689,6 +713,7 @@ def test_what_cannot_be_followed(data, http_port, tmp_path):
         ((model, "csi://front"), 2, "must name a sensor, such as csi://0"),
         ((model, "-"), 2, "need their size (--size WIDTHxHEIGHT)"),
         ((model, "-", "--size", "64"), 2, "must be WIDTHxHEIGHT, such as 640x480, got 64"),
+        ((model, video, "--stream", "--size", "64x48"), 2, "--size is of raw frames on standard input"),
         ((model, "-", "--size", "64x99999"), 2, "each 1 to 65536, got 64x99999"),
         ((model, "-", "--size", "7x7"), 8, "standard input ends within a frame: "),
         ((model, data / "nothing", "-"), 3, "video file or folder not found"),
@@ -704,7 +729,8 @@ def test_what_cannot_be_followed(data, http_port, tmp_path):
         ((model, data / "text.mp4", "-"), 8, "is not a video that OpenCV can decode"),
         ((model, data / "list.TXT", "-"), 8, "is a text by its name"),
         ((model, video, tmp_path / "out.gif"), 2, "must be a video file (.mp4, .mkv, .avi), gst://PIPELINE"),
-        ((model, video, tmp_path / "none" / "out.mp4"), 1, "its folder must exist and be writable"),
+        ((model, video, tmp_path / "none" / "out.mp4"), 1, f"there is no folder {tmp_path / 'none'}"),
+        ((model, video, tmp_path / "folder.mp4"), 1, "it is a folder: name a file in it"),
         ((model, video, "udp://host"), 2, "must be udp://HOST:PORT"),
         ((model, video, "rtp://127.0.0.1:65536"), 2, "HOST:PORT, with a port of 1 to 65535"),
         ((model, video, "rtp://::g:5000"), 2, "must name a host that can be reached"),
@@ -773,6 +799,54 @@ def test_a_disk_that_fills_up_is_said(data, tmp_path):
         assert done.returncode == 1
         assert b"the disk is full, and the end of the video may be missing" in done.stderr
         assert parsed(done.stdout)[1]["frames"]["in"] > 0
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.avi"])
+def test_a_limit_of_file_sizes_is_said(data, tmp_path, name):
+    """`ulimit -f`, beyond which a process that does not ignore SIGXFSZ ends."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 120, 160, 3), np.uint8)
+    done = subprocess.run(
+        command(data / "colour.pt", "-", tmp_path / name, "--size", "160x120"),
+        capture_output=True,
+        input=noise.tobytes(),
+        timeout=TIMEOUT,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    assert done.returncode == 1
+    assert b"may have 200000 bytes (ulimit -f), and the end of the video may be missing" in done.stderr
+    assert parsed(done.stdout)[1]["frames"]["in"] > 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to be another user")
+def test_what_this_user_may_not_read_or_write(data, tmp_path):
+    """Nor is it said that it is not there."""
+    hidden, open_to_all = tmp_path / "hidden", Path(tempfile.mkdtemp())
+    hidden.mkdir(mode=0o700)
+    open_to_all.chmod(0o755)
+    model, video = open_to_all / "model.pt", open_to_all / "clip.mkv"
+    try:
+        shutil.copy(data / "stream.pt", model)
+        shutil.copy(data / "clip.mkv", video)
+        for arguments, code, message in (
+            ((hidden / "model.pt", video), 1, "model file cannot be read: "),
+            ((model, hidden / "clip.mkv"), 8, "is in a folder that this user may not look into"),
+            ((model, video, open_to_all / "out.mp4"), 1, f"this user may not write to {open_to_all}: "),
+        ):
+            done = subprocess.run(
+                command(*arguments),
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                user=65534,
+                group=65534,
+                extra_groups=[],
+                cwd="/",
+            )
+            assert done.returncode == code, (arguments, done.stderr)
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1
+    finally:
+        shutil.rmtree(open_to_all)
 
 
 def test_metadata_without_loading_the_program(data):

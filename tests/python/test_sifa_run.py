@@ -17,8 +17,8 @@ import pytest
 import sifa
 import torch
 from make_runtime_data import LABELS, make_data, pattern
+from programs import find_sifa_run, on_a_terminal
 from sifa.artifact import export_torchscript, load_artifact, read_metadata
-from sifa.demo import find_sifa_run
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_more_threads_than_a_machine_starts(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--hop", "3"], ["--decide", "0.7", "0.4"], ["--frame-stride", "5"], ["--size", "3x3"]]
+    "options", [["--hop", "3"], ["--decide", "0.7", "0.4"], ["--frame-stride", "5"], ["--give-up-after", "1"]]
 )
 def test_options_of_streams_are_refused_where_a_clip_is_classified(data: Path, options: list[str]) -> None:
     result = sifa_run(data / "model.pt", data / "clip.mkv", *options)
@@ -118,11 +118,8 @@ def test_no_cuda_graphs_is_for_gpus_only(data: Path) -> None:
     assert json.loads(without.stdout)["classes"] == json.loads(plain.stdout)["classes"]
 
 
-def test_classes_and_timings(data: Path) -> None:
-    result = sifa_run(data / "model.pt", data / "clip.mkv")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    *classes, frames, timings = result.stdout.splitlines()
+def test_classes_and_timings_on_a_terminal(data: Path) -> None:
+    *classes, frames, timings = on_a_terminal(data / "model.pt", data / "clip.mkv")
     assert sorted(line.split()[1] for line in classes) == sorted(LABELS)  # 5 asked for, 3 there are
     probabilities = [float(line.split()[0]) for line in classes]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -130,10 +127,11 @@ def test_classes_and_timings(data: Path) -> None:
     assert [part.split()[0] for part in timings.split(", ")] == ["load", "decode", "model", "total"]
 
 
-def test_json(data: Path) -> None:
+def test_json_where_no_terminal_reads(data: Path) -> None:
     model, video = data / "model.pt", data / "clip.mkv"
-    result = sifa_run(model, video, "--json", "--topk", 2, "--threads", 1, "--device", "cpu")
+    result = sifa_run(model, video, "--topk", 2, "--threads", 1, "--device", "cpu")
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     answer = json.loads(result.stdout)
     assert list(answer) == ["model", "video", "classes", "frames", "timings_ms"]
     assert (answer["model"], answer["video"]) == (str(model), str(video))
@@ -199,6 +197,12 @@ def test_help_and_version() -> None:
         (["MODEL", "VIDEO", "--give-up-after", "nan"], "--give-up-after must be seconds, got nan"),
         (["MODEL", "VIDEO", "--batch", "5"], "--batch is for --benchmark, which is not given"),
         (["MODEL", "VIDEO", "SINK.mp4", "--benchmark"], "--benchmark writes no SINK, got SINK.mp4"),
+        (
+            ["MODEL", "rtsp://HOST", "--benchmark"],
+            "--benchmark reads a video file only, got SOURCE rtsp://HOST",
+        ),
+        (["MODEL", "--benchmark", "--hop", "8"], "--hop is for streams that are followed"),
+        (["MODEL", "VIDEO", "--size", "3x3"], "--size is of raw frames on standard input (SOURCE -)"),
         (["MODEL", "VIDEO", "--device"], "--device"),
         (["MODEL", "VIDEO", "--nonsense"], "--nonsense"),
     ],
@@ -332,8 +336,9 @@ def test_benchmark_of_a_clip(data: Path) -> None:
     assert result["total_ms"] == result["model_ms"]
     assert 0 < result["model_ms"]["p50"] <= result["model_ms"]["p95"] <= result["model_ms"]["p99"]
     assert min(result["load_ms"], result["first_ms"], result["per_second"]) > 0
-    result = benchmark(data / "model.pt", data / "clip.mkv", "--rounds", 2)
-    assert 0 < result["decode_ms"]["p50"] <= result["total_ms"]["p50"]
+    for video in (data / "clip.mkv", f"file://{data / 'clip.mkv'}"):
+        result = benchmark(data / "model.pt", video, "--rounds", 2)
+        assert 0 < result["decode_ms"]["p50"] <= result["total_ms"]["p50"]
 
 
 def test_benchmark_states_a_roofline(data: Path) -> None:
@@ -353,10 +358,10 @@ def test_benchmark_states_a_roofline(data: Path) -> None:
 
 
 def test_benchmark_of_a_window(tmp_path: Path) -> None:
-    """One step a round, whatever the hop: that is what the roofline is of."""
+    """One step a round: that is what the roofline is of."""
     model = sifa.create_model("sifa_tiny", num_classes=3, num_frames=16, input_size=32)
     cost = export_torchscript(model, tmp_path / "window.pt", kind="window")["cost"]
-    result = benchmark(tmp_path / "window.pt", "--batch", 2, "--rounds", 2, "--hop", 8)
+    result = benchmark(tmp_path / "window.pt", "--batch", 2, "--rounds", 2)
     assert (result["kind"], result["batch"]) == ("window", 2)
     assert result["roofline"]["gflop"] == pytest.approx(2 * cost["operations"] / 1e9)
 
