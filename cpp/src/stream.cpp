@@ -96,7 +96,7 @@ struct StreamBatch::Impl {
   std::int64_t hop = 0;           // frames from one prediction to the next
   std::int64_t frame_stride = 0;  // every how many of the frames pushed one is kept
   std::vector<Slot> slots;
-  mutable std::mutex mutex;
+  mutable std::recursive_mutex mutex;  // a Stream holds it over a push and the prediction that it makes due
 
   const Metadata& metadata() const { return model.metadata; }
   bool is_stateful() const { return metadata().kind != "clip"; }
@@ -206,7 +206,7 @@ const Metadata& StreamBatch::metadata() const { return impl_->metadata(); }
 std::size_t StreamBatch::size() const { return impl_->slots.size(); }
 
 bool StreamBatch::push(std::size_t stream, const Frame& frame) {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard lock(impl_->mutex);
   Slot& slot = impl_->slot(stream);
   const auto size_of = [](std::int64_t height, std::int64_t width) {
     return std::to_string(height) + " x " + std::to_string(width);
@@ -232,7 +232,7 @@ bool StreamBatch::push(std::size_t stream, const Frame& frame) {
 }
 
 std::vector<std::optional<StreamPrediction>> StreamBatch::run() {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard lock(impl_->mutex);
   std::vector<Slot>& slots = impl_->slots;
   std::vector<std::optional<StreamPrediction>> predictions(slots.size());
   std::vector<State> after(slots.size());
@@ -264,7 +264,7 @@ std::vector<std::optional<StreamPrediction>> StreamBatch::run() {
 }
 
 void StreamBatch::take_back(std::size_t stream) {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard lock(impl_->mutex);
   Slot& slot = impl_->slot(stream);
   --slot.pushed;
   --slot.count;
@@ -272,7 +272,7 @@ void StreamBatch::take_back(std::size_t stream) {
 }
 
 void StreamBatch::reset(std::size_t stream) {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard lock(impl_->mutex);
   Slot& slot = impl_->slot(stream);
   // The first step does not look at the state, so that it may stay.
   Slot fresh;
@@ -281,7 +281,7 @@ void StreamBatch::reset(std::size_t stream) {
 }
 
 std::vector<std::uint8_t> StreamBatch::save(std::size_t stream) const {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard lock(impl_->mutex);
   const Slot& slot = impl_->slot(stream);
   impl_->require_not_due(stream, "saving it");
   Writer body;
@@ -302,7 +302,7 @@ std::vector<std::uint8_t> StreamBatch::save(std::size_t stream) const {
 }
 
 void StreamBatch::restore(std::size_t stream, const std::vector<std::uint8_t>& bytes) {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard lock(impl_->mutex);
   Slot& slot = impl_->slot(stream);
   Reader reader(bytes.data(), bytes.size());
   if (reader.left() < sizeof kMagic || std::memcmp(reader.take(sizeof kMagic), kMagic, sizeof kMagic) != 0) {
@@ -341,6 +341,7 @@ void StreamBatch::restore(std::size_t stream, const std::vector<std::uint8_t>& b
 }
 
 std::optional<StreamPrediction> Stream::push(const Frame& frame) {
+  const std::lock_guard lock(batch_.impl_->mutex);
   if (!batch_.push(0, frame)) return std::nullopt;
   try {
     return batch_.run()[0];

@@ -1,7 +1,9 @@
 // Streams in C++, in both engines: every step equals the clip model, for any length of history.
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "runtime_data.h"
 #include "sifa/hysteresis.h"
@@ -77,6 +79,38 @@ TEST_P(Engines, LateStepsOfALongRunAreExactAndMemoryDoesNotGrow) {
   }
   EXPECT_EQ(compared, 4u);
   EXPECT_LT(growth.bytes(), std::int64_t{2} << 20);  // less than half a kilobyte per step
+}
+
+// Whoever pushes a frame gets the prediction that it makes due.
+TEST(Concurrency, OneStreamIsSerialised) {
+  constexpr int kThreads = 4, kFrames = 6 * kStride;
+  Stream stream(data("stream.pt"), every_frame());
+  std::atomic<int> predictions{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&] { predictions += static_cast<int>(feed(stream, 0, kFrames).size()); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(predictions, kThreads * kFrames / kStride);
+}
+
+TEST(Concurrency, EveryStreamOfABatchHasItsOwnThread) {
+  constexpr std::size_t kThreads = 4;
+  StreamBatch batch(data("stream.pt"), kThreads, every_frame());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&batch, i] {
+      for (int t = 0; t < kStride; ++t) batch.push(i, frame(static_cast<std::int64_t>(i) + t));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const auto predictions = batch.run();
+  for (std::size_t i = 0; i < kThreads; ++i) {
+    const auto begin = static_cast<std::int64_t>(i);
+    Stream alone(data("stream.pt"), every_frame());
+    ASSERT_TRUE(predictions[i].has_value());
+    expect_near(predictions[i]->probabilities, feed(alone, begin, begin + kStride)[0].probabilities, 1e-5);
+  }
 }
 
 // A window slides over a clip's model, by any multiple of its step; what it is made of is kept, or not.
