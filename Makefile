@@ -80,10 +80,8 @@ test-packages: build-tests ## the wheel, the .deb, the tarball and the runtime w
 	@$(PYTEST) -m slow tests/packaging tests/python/test_cpp_library.py tests/python/test_streaming.py
 
 .PHONY: test-sanitizers
-test-sanitizers: build-tests ## the runtime's C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(BIN)/cmake -S . -B $(BUILD_DIR) --log-level=ERROR -DSIFA_SANITIZE_RUNTIME=ON
-	@$(BIN)/cmake --build $(BUILD_DIR) --target test_runtime_sanitized test_streams_sanitized >/dev/null
-	@$(BIN)/ctest --test-dir $(BUILD_DIR) -R '^test_(runtime|streams)_sanitized$$' --no-tests=error --output-on-failure
+test-sanitizers: build-tests ## the runtime, its C API and sifa-run under the address, undefined-behaviour and thread sanitizers
+	@scripts/test_sanitizers.sh $(BUILD_DIR)
 
 .PHONY: test-aarch64
 test-aarch64: .venv/.dependencies ## the CPU kernels' tests, cross-compiled for 64-bit Arm (NEON) and run in qemu

@@ -239,13 +239,11 @@ build() {
   sed -nE 's/^ *-- ((torch|CUDA kernels).*)/    \1/p' "$directory/build.log"
 }
 
-# The same build with its tests switched on. SIFA_RUNTIME is named because test_abi.sh builds here without it, and
-# SIFA_SANITIZE_RUNTIME because `make test-sanitizers` builds here with it.
+# The same build with its tests switched on. SIFA_RUNTIME is named because test_abi.sh builds here without it.
 build_tests() {
   local directory=$1
   say "Compiling the C++ tests (log: $directory/tests.log)"
-  logged "$directory/tests.log" .venv/bin/cmake -S . -B "$directory" -DSIFA_TESTS=ON -DSIFA_RUNTIME=ON \
-    -DSIFA_SANITIZE_RUNTIME=OFF
+  logged "$directory/tests.log" .venv/bin/cmake -S . -B "$directory" -DSIFA_TESTS=ON -DSIFA_RUNTIME=ON
   logged "$directory/tests.log" .venv/bin/cmake --build "$directory"
 }
 
