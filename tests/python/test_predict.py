@@ -144,9 +144,12 @@ def test_broken_videos_are_done_too(run, motion_videos, tmp_path, caplog):
     code, out, _ = run(folder, "-m", "sifa_tiny", "-o", path)
     assert (code, out) == (0, f"{path}: 3 videos, of which unreadable: 1\n")
     assert "broken.mp4 is not a video" in caplog.text
-    assert run(folder, "-m", "sifa_tiny", "-o", path, "--resume")[1].startswith(
-        f"{path}: 0 videos, there already: 3"
-    )
+    code, out, _ = run(folder, "-m", "sifa_tiny", "-o", path, "--resume")
+    assert (code, out) == (0, f"{path}: 0 videos, there already: 3\n")
+    code, out, errors = run(folder / "broken.mp4", "-m", "sifa_tiny")
+    assert code == 1
+    assert "error" in json.loads(out)
+    assert errors == "sifa: not one of the 1 videos can be read\n"
 
 
 @pytest.mark.parametrize(

@@ -160,11 +160,12 @@ def predict(
             write(entry)
             broken += "error" in entry
             bar.advance(task)
-    if output is None:
-        return
-    skipped = f", there already: {len(videos) - len(left)}" if resume else ""
-    failed = f", of which unreadable: {broken}" if broken else ""
-    print(f"{output}: {_counted(len(left))}{failed}{skipped}")
+    if output is not None:
+        skipped = f", there already: {len(videos) - len(left)}" if resume else ""
+        failed = f", of which unreadable: {broken}" if broken else ""
+        print(f"{output}: {_counted(len(left))}{failed}{skipped}")
+    if left and broken == len(left):
+        raise RuntimeError(f"not one of the {len(left)} videos can be read")
 
 
 @app.command()
