@@ -22,7 +22,7 @@ run() {
   "build/sanitized-$1/tests/cpp/$2" --gtest_filter="$3" --gtest_brief=1
 }
 
-.venv/bin/ctest --test-dir "$usual" -R '^make_runtime_data$' --no-tests=error --output-on-failure >/dev/null
+.venv/bin/ctest --test-dir "$usual" -R '^make_runtime_data$' --no-tests=error --output-on-failure
 export SIFA_TEST_DATA=$usual/tests/cpp/runtime_data SIFA_TEST_GOLDEN=$PWD/tests/data
 
 # Leaks of LibTorch's are not ours to find, and memory is measured without a sanitizer. A library of CUDA's that torch
