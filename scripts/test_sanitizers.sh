@@ -11,15 +11,17 @@ compile() {
   local folder=build/sanitized-$1
   mkdir -p "$folder"
   { .venv/bin/cmake -S . -B "$folder" -DPython_EXECUTABLE="$PWD/.venv/bin/python" -DSIFA_CUDA=OFF -DSIFA_RUNTIME=ON \
-    -DSIFA_PYTHON=OFF -DSIFA_TESTS=ON -DSIFA_SANITIZE=OFF -DSIFA_SANITIZE_RUNTIME="$1" &&
+    -DSIFA_PYTHON=OFF -DSIFA_TESTS=ON -DSIFA_SANITIZE=OFF -DSIFA_SANITIZER="$1" &&
     .venv/bin/cmake --build "$folder" --target "${@:2}"; } >"$folder/build.log" 2>&1 ||
     { tail -n 60 "$folder/build.log" >&2 && exit 1; }
 }
 
-# run SANITIZER TEST GOOGLETEST_FILTER
+# run SANITIZER TEST GOOGLETEST_FILTER; a filter that finds nothing would pass.
 run() {
+  local test=build/sanitized-$1/tests/cpp/$2
   echo "==> $2 under the $1 sanitizer"
-  "build/sanitized-$1/tests/cpp/$2" --gtest_filter="$3" --gtest_brief=1
+  "$test" --gtest_filter="$3" --gtest_list_tests | grep -q '^  ' || { echo "$2 has no test $3" >&2 && exit 1; }
+  "$test" --gtest_filter="$3" --gtest_brief=1
 }
 
 .venv/bin/ctest --test-dir "$usual" -R '^make_runtime_data$' --no-tests=error --output-on-failure
@@ -27,7 +29,8 @@ export SIFA_TEST_DATA=$usual/tests/cpp/runtime_data SIFA_TEST_GOLDEN=$PWD/tests/
 
 # Leaks of LibTorch's are not ours to find, and memory is measured without a sanitizer. A library of CUDA's that torch
 # brings (cusparseLt) has an operator new of its own, by malloc, which what is loaded after it may get.
-export ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0
+# The exit code is none of sifa-run's.
+export ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:exitcode=99
 compile address test_runtime test_streams test_c_api sifa_run sifa_video
 for test in test_runtime test_streams test_c_api; do
   run address "$test" '-*Long*:*Unloads*'
@@ -40,4 +43,4 @@ export TSAN_OPTIONS="suppressions=$PWD/tests/cpp/thread_sanitizer.supp halt_on_e
 compile thread test_runtime test_streams test_c_api
 run thread test_runtime 'Concurrency.*'
 run thread test_streams 'Concurrency.*'
-run thread test_c_api 'C.TheLastErrorIsTheThreads'
+run thread test_c_api 'C.TheLastErrorIsItsThreads'

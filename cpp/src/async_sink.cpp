@@ -14,7 +14,8 @@
 namespace sifa {
 namespace {
 
-constexpr std::size_t kQueueSize = 2;  // frames: while one is drawn, the next is read
+constexpr std::size_t kQueueSize = 2;    // frames: while one is drawn, the next is read
+constexpr int kPatiencesToComplete = 6;  // an encoder writes all that it has kept back
 
 struct Annotated {
   CapturedFrame frame;
@@ -25,13 +26,13 @@ struct Annotated {
 
 struct AsyncSink::State {
   std::unique_ptr<Sink> sink;
-  Full full;
 
   std::mutex mutex;
   std::condition_variable changed;  // with `mutex`: any of the following
   std::deque<Annotated> queue;
   std::vector<std::vector<std::uint8_t>> spare;  // buffers that were written, to be filled again
   bool is_closing = false;
+  bool is_completing = false;  // after the last frame
   bool has_ended = false;
   std::exception_ptr failure;
   std::int64_t written = 0;
@@ -47,7 +48,11 @@ struct AsyncSink::State {
 bool AsyncSink::State::take(Annotated& next) {
   std::unique_lock<std::mutex> lock(mutex);
   changed.wait(lock, [&] { return is_closing || !queue.empty(); });
-  if (queue.empty()) return false;
+  is_completing = queue.empty();
+  if (is_completing) {
+    changed.notify_all();
+    return false;
+  }
   next = std::move(queue.front());
   queue.pop_front();
   changed.notify_all();
@@ -68,18 +73,16 @@ void AsyncSink::State::run() {
   } catch (...) {
     thrown = std::current_exception();
   }
-  sink.reset();  // by the thread that opened it
+  sink.reset();  // by the thread that has used it
   const std::lock_guard<std::mutex> lock(mutex);
   failure = thrown;
   has_ended = true;
   changed.notify_all();
 }
 
-AsyncSink::AsyncSink(std::unique_ptr<Sink> sink, std::string name, Full full,
-                     std::chrono::milliseconds patience)
+AsyncSink::AsyncSink(std::unique_ptr<Sink> sink, std::string name, std::chrono::milliseconds patience)
     : state_(new State), name_(std::move(name)), patience_(patience) {
   state_->sink = std::move(sink);
-  state_->full = full;
   state_->thread = std::thread([state = state_] { state->run(); });
 }
 
@@ -90,11 +93,11 @@ AsyncSink::~AsyncSink() {
   }
 }
 
-bool AsyncSink::write(CapturedFrame& frame, const std::vector<std::string>& lines,
+bool AsyncSink::write(CapturedFrame& frame, const std::vector<std::string>& lines, Full full,
                       std::chrono::milliseconds timeout) {
   std::unique_lock<std::mutex> lock(state_->mutex);
   const auto has_room = [&] { return state_->has_ended || state_->queue.size() < kQueueSize; };
-  if (state_->full == Full::kWait && !state_->changed.wait_for(lock, timeout, has_room)) return false;
+  if (full == Full::kWait && !state_->changed.wait_for(lock, timeout, has_room)) return false;
   if (state_->failure) std::rethrow_exception(state_->failure);
   if (state_->queue.size() == kQueueSize) {
     state_->spare.push_back(std::move(state_->queue.front().frame.data));
@@ -116,15 +119,22 @@ void AsyncSink::close() {
   std::unique_lock<std::mutex> lock(state_->mutex);
   state_->is_closing = true;
   state_->changed.notify_all();
-  for (std::int64_t before = -1; !state_->has_ended && before != state_->written;) {
-    before = state_->written;
-    state_->changed.wait_for(lock, patience_, [&] { return state_->has_ended || before != state_->written; });
+  const auto waited = [&](std::chrono::milliseconds patience, auto condition) {
+    return state_->changed.wait_for(lock, patience, [&] { return state_->has_ended || condition(); });
+  };
+  bool is_moving = true;
+  while (is_moving && !state_->has_ended && !state_->is_completing) {
+    const std::int64_t before = state_->written;
+    is_moving = waited(patience_, [&] { return state_->is_completing || state_->written != before; });
   }
-  if (!state_->has_ended) {
+  is_moving = is_moving && waited(kPatiencesToComplete * patience_, [] { return false; });
+  if (!is_moving) {
+    state_->dropped += static_cast<std::int64_t>(state_->queue.size());
     state_->queue.clear();
     state_->thread.detach();
     throw Error(ErrorCode::kOther, "video cannot be written: " + one_line(name_) + " has taken nothing for " +
-                                       std::to_string(patience_.count() / 1000) +
+                                       std::to_string((state_->is_completing ? kPatiencesToComplete : 1) *
+                                                      patience_.count() / 1000) +
                                        " seconds, and its end is missing: does anything read it?");
   }
   lock.unlock();

@@ -42,8 +42,7 @@ class Follower {
         stream_(arguments.model, arguments.stream),
         capture_(arguments.source, arguments.capture) {
     if (!arguments.sink.empty() && arguments.sink != "-") {
-      sink_.emplace(sifa::open_video_sink(arguments.sink, capture_.frames_per_second()), arguments.sink,
-                    capture_.is_live() ? AsyncSink::Full::kDrop : AsyncSink::Full::kWait);
+      sink_.emplace(sifa::open_video_sink(arguments.sink, capture_.frames_per_second()), arguments.sink);
     }
     if (arguments.thresholds) hysteresis_.emplace(arguments.thresholds->first, arguments.thresholds->second);
   }
@@ -106,7 +105,13 @@ class Follower {
       latencies_.add(milliseconds(now - frame.time));
       report(frame, prediction->probabilities, milliseconds(now - frame.time));
     }
-    while (sink_ && stop_asked == 0 && !sink_->write(frame, caption_, kPatience)) continue;
+    while (sink_ && !write(frame) && stop_asked == 0) continue;
+  }
+
+  // A source may turn out to be live after all.
+  bool write(CapturedFrame& frame) {
+    return sink_->write(frame, caption_, capture_.is_live() ? AsyncSink::Full::kDrop : AsyncSink::Full::kWait,
+                        kPatience);
   }
 
   void begin_anew() {

@@ -1,5 +1,5 @@
-// sifa-run: classifies a video file, or follows a stream, with a model file; for people and (--json)
-// programs.
+// sifa-run: classifies a video file, or follows a stream, with a model file; for people at a terminal, and
+// for programs in JSON.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>

@@ -4,6 +4,7 @@
 //   gst://PIPELINE       behind an appsrc; gst://autovideosink is a window
 //   rtp://HOST:PORT      H.264 as RTP
 //   udp://HOST:PORT      H.264 in MPEG-TS
+#include <fcntl.h>
 #include <netdb.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -150,12 +151,17 @@ class VideoSink : public Sink {
 
   // Refused before the first frame, and with the reason, which OpenCV does not give.
   void check_file() const {
-    std::error_code none;
-    if (std::filesystem::is_directory(uri_, none)) cannot_write("it is a folder: name a file in it");
-    const std::filesystem::path folder = std::filesystem::path(absolute(uri_)).parent_path();
-    if (!std::filesystem::is_directory(folder, none)) cannot_write("there is no folder " + folder.string());
-    const std::string written = std::filesystem::exists(uri_, none) ? uri_ : folder.string();
-    if (access(written.c_str(), W_OK) != 0) {
+    std::error_code error;
+    if (std::filesystem::is_directory(uri_, error)) cannot_write("it is a folder: name a file in it");
+    const std::filesystem::path absolute = std::filesystem::absolute(uri_, error);
+    if (error) cannot_write("the working folder is gone: " + error.message());
+    const std::string folder = absolute.parent_path().string();
+    const bool has_folder = std::filesystem::is_directory(folder, error);
+    if (error == std::errc::permission_denied) cannot_write("this user may not look into " + folder);
+    if (!has_folder) cannot_write("there is no folder " + folder);
+    const bool is_there = std::filesystem::exists(uri_, error);
+    const std::string written = is_there ? uri_ : folder;
+    if (faccessat(AT_FDCWD, written.c_str(), is_there ? W_OK : W_OK | X_OK, AT_EACCESS) != 0) {
       cannot_write("this user may not write to " + written + ": " + std::strerror(errno));
     }
   }
@@ -166,7 +172,7 @@ class VideoSink : public Sink {
     const bool is_open = pipeline_.empty() ? writer_.open(absolute(uri_), cv::CAP_FFMPEG, code_, rate_, size_)
                                            : writer_.open(pipeline_, cv::CAP_GSTREAMER, 0, rate_, size_);
     if (!is_open) {
-      cannot_write(pipeline_.empty() ? "this OpenCV's FFmpeg cannot encode it"
+      cannot_write(pipeline_.empty() ? "OpenCV's FFmpeg cannot begin it"
                                      : "this OpenCV's GStreamer cannot run " + pipeline_ + missing());
     }
   }

@@ -58,14 +58,15 @@ CapturedFrame frame_of(int value) {
   return frame;
 }
 
-bool write(AsyncSink& sink, int value, std::chrono::milliseconds timeout = kPatience) {
+bool write(AsyncSink& sink, int value, Full full = Full::kWait,
+           std::chrono::milliseconds timeout = kPatience) {
   CapturedFrame frame = frame_of(value);
-  return sink.write(frame, {std::to_string(value)}, timeout);
+  return sink.write(frame, {std::to_string(value)}, full, timeout);
 }
 
 TEST(AsyncSink, WritesEveryFrameInOrder) {
   const auto record = std::make_shared<Record>();
-  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4", Full::kWait);
+  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4");
   for (int i = 0; i < 100; ++i) ASSERT_TRUE(write(sink, i));
   sink.close();
   EXPECT_TRUE(record->is_closed && record->is_gone);
@@ -82,7 +83,7 @@ TEST(AsyncSink, WritesEveryFrameInOrder) {
 TEST(AsyncSink, ClosesWhatNobodyClosed) {
   const auto record = std::make_shared<Record>();
   {
-    AsyncSink sink(std::make_unique<Frames>(record), "out.mp4", Full::kWait);
+    AsyncSink sink(std::make_unique<Frames>(record), "out.mp4");
     ASSERT_TRUE(write(sink, 1));
   }
   EXPECT_TRUE(record->is_closed);
@@ -99,11 +100,12 @@ TEST(AsyncSink, DropsTheOldestOrWaits) {
       begun.set_value();
       release.get_future().wait();
     };
-    AsyncSink sink(std::make_unique<Frames>(record), "out", full);
+    AsyncSink sink(std::make_unique<Frames>(record), "out");
     ASSERT_TRUE(write(sink, 0));
     begun.get_future().wait();
     for (int i = 1; i < 3; ++i) ASSERT_TRUE(write(sink, i));
-    for (int i = 3; i < 10; ++i) ASSERT_EQ(write(sink, i, std::chrono::milliseconds(1)), full == Full::kDrop);
+    for (int i = 3; i < 10; ++i)
+      ASSERT_EQ(write(sink, i, full, std::chrono::milliseconds(1)), full == Full::kDrop);
     release.set_value();
     sink.close();
     EXPECT_EQ(record->values,
@@ -115,19 +117,19 @@ TEST(AsyncSink, DropsTheOldestOrWaits) {
 
 TEST(AsyncSink, GivesBuffersBack) {
   const auto record = std::make_shared<Record>();
-  AsyncSink sink(std::make_unique<Frames>(record), "out", Full::kWait);
+  AsyncSink sink(std::make_unique<Frames>(record), "out");
   ASSERT_TRUE(write(sink, 0));
   const auto end = std::chrono::steady_clock::now() + kPatience;
   while (sink.written() == 0 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   CapturedFrame frame = frame_of(1);
-  ASSERT_TRUE(sink.write(frame, {""}, kPatience));
+  ASSERT_TRUE(sink.write(frame, {""}, Full::kWait, kPatience));
   EXPECT_EQ(frame.data.size(), 3U);
 }
 
 TEST(AsyncSink, PassesOnWhatTheSinkThrows) {
   const auto record = std::make_shared<Record>();
   record->on_write = [](int) { throw Error(ErrorCode::kOther, "the disk is full"); };
-  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4", Full::kWait);
+  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4");
   std::string message;
   EXPECT_EQ(code_of(
                 [&] {
@@ -145,7 +147,7 @@ TEST(AsyncSink, PassesOnWhatTheSinkThrows) {
 TEST(AsyncSink, PassesOnWhatClosingThrows) {
   const auto record = std::make_shared<Record>();
   record->on_close = [] { throw Error(ErrorCode::kOther, "the disk is full"); };
-  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4", Full::kWait);
+  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4");
   ASSERT_TRUE(write(sink, 1));
   EXPECT_EQ(code_of([&] { sink.close(); }), ErrorCode::kOther);
   EXPECT_EQ(sink.written(), 1);
@@ -158,12 +160,12 @@ TEST(AsyncSink, DoesNotWaitForASinkThatHangs) {
   const auto record = std::make_shared<Record>();
   record->on_write = [future = release.get_future().share()](int) { future.wait(); };
   {
-    AsyncSink sink(std::make_unique<Frames>(record), "gst://anything", Full::kDrop,
-                   std::chrono::milliseconds(20));
-    for (int i = 0; i < 5; ++i) ASSERT_TRUE(write(sink, i));
+    AsyncSink sink(std::make_unique<Frames>(record), "gst://anything", std::chrono::milliseconds(20));
+    for (int i = 0; i < 5; ++i) ASSERT_TRUE(write(sink, i, Full::kDrop));
     std::string message;
     EXPECT_EQ(code_of([&] { sink.close(); }, &message), ErrorCode::kOther);
     EXPECT_NE(message.find("gst://anything has taken nothing for "), std::string::npos) << message;
+    EXPECT_EQ(sink.written() + sink.dropped(), 4);  // but for the one that it hangs with
   }
   EXPECT_FALSE(record->is_gone);
   release.set_value();
@@ -176,10 +178,12 @@ TEST(AsyncSink, DoesNotWaitForASinkThatHangs) {
 TEST(AsyncSink, WaitsForASinkThatIsSlow) {
   const auto record = std::make_shared<Record>();
   record->on_write = [](int) { std::this_thread::sleep_for(std::chrono::milliseconds(700)); };
-  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4", Full::kWait, std::chrono::milliseconds(2000));
+  AsyncSink sink(std::make_unique<Frames>(record), "out.mp4", std::chrono::milliseconds(2000));
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(write(sink, i));
+  record->on_close = [] { std::this_thread::sleep_for(std::chrono::milliseconds(3000)); };
   sink.close();
   EXPECT_EQ(sink.written(), 3);
+  EXPECT_TRUE(record->is_closed);
 }
 
 }  // namespace

@@ -214,15 +214,19 @@ TEST(C, RefusesWhatIsWrongWithAStream) {
   expect_error(sifa_streams_label(streams, kClasses, &label), SIFA_INVALID_ARGUMENT, "there is no label 3");
 }
 
-TEST(C, TheLastErrorIsTheThreads) {
-  sifa_classifier* classifier = nullptr;
-  expect_error(sifa_classifier_create("/nothing.pt", nullptr, 0, &classifier), SIFA_FILE_NOT_FOUND,
-               "model file not found: /nothing.pt");
-  std::thread([] {
-    EXPECT_STREQ(sifa_last_error(), "");
-    expect_error(sifa_classifier_create(nullptr, nullptr, 0, nullptr), SIFA_INVALID_ARGUMENT, "path");
-  }).join();
-  EXPECT_STREQ(sifa_last_error(), "model file not found: /nothing.pt");
+TEST(C, TheLastErrorIsItsThreads) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([path = "/nothing" + std::to_string(i) + ".pt"] {
+      EXPECT_STREQ(sifa_last_error(), "");
+      sifa_classifier* classifier = nullptr;
+      for (int time = 0; time < 100; ++time) {
+        expect_error(sifa_classifier_create(path.c_str(), nullptr, 0, &classifier), SIFA_FILE_NOT_FOUND,
+                     "model file not found: " + path);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 // A line is cut, not overrun.

@@ -596,7 +596,8 @@ def test_a_sink_that_nobody_reads_holds_nothing_up(data, gstreamer, tmp_path):
     assert errors.count("\n") == 1
     assert summary["predictions"] >= 40
     assert summary["sink"]["dropped"] > 0
-    assert summary["sink"]["written"] + summary["sink"]["dropped"] <= summary["frames"]["used"]
+    # But for the one that it hangs with.
+    assert summary["sink"]["written"] + summary["sink"]["dropped"] == summary["frames"]["used"] - 1
 
 
 def test_mpeg_ts_as_a_sink(data, gstreamer):
