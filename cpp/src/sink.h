@@ -22,8 +22,8 @@ class Sink {
   virtual void close() = 0;
 };
 
-/// Opens a sink (see video_sinks.cpp). Throws Error: kInvalidArgument, kOther (a file that cannot be written),
-/// kVideoCannotBeOpened (no libsifa_video.so).
+/// Opens a sink (see video_sinks.cpp). Throws Error: kInvalidArgument, kOther (a file that cannot be
+/// written), kVideoCannotBeOpened (no libsifa_video.so).
 SIFA_API std::unique_ptr<Sink> open_video_sink(const std::string& uri, double frames_per_second);
 
 }  // namespace sifa
