@@ -20,7 +20,7 @@ compile() {
 run() {
   local test=build/sanitized-$1/tests/cpp/$2
   echo "==> $2 under the $1 sanitizer"
-  "$test" --gtest_filter="$3" --gtest_list_tests | grep -q '^  ' || { echo "$2 has no test $3" >&2 && exit 1; }
+  "$test" --gtest_filter="$3" --gtest_list_tests | grep '^  ' >/dev/null || { echo "$2 has no test $3" >&2 && exit 1; }
   "$test" --gtest_filter="$3" --gtest_brief=1
 }
 
