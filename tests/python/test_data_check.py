@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from sifa.data.annotations import read_annotations
 from sifa.data.check import check_videos, contact_sheet
 from sifa.data.motion_videos import render_task
 from sifa.data.video import read_frames
+from sifa.training import bench
 from sifa.training.recipe import read_recipe
 
 
@@ -71,6 +74,7 @@ def test_a_training_is_told_what_was_told_here(motion_videos, tmp_path, capsys):
     [
         ("sheet.xyz", "sheet.xyz is no picture that can be written: end its name in .jpg or .png"),
         ("text/sheet.png", "text is a file: name another folder with --sheet"),
+        ("folder.jpg", "folder.jpg is a folder: name a picture in it"),
     ],
 )
 def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(
@@ -78,6 +82,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(
 ):
     monkeypatch.setattr("sifa.data.annotations.read_annotations", None)
     (tmp_path / "text").touch()
+    (tmp_path / "folder.jpg").mkdir()
     assert run("data", "check", tmp_path, "--sheet", tmp_path / sheet) == 1
     assert message in capsys.readouterr().err
 
@@ -90,6 +95,27 @@ def test_the_same_for_programs(videos, tmp_path, capsys):
     assert facts["frames"] == {"least": 24, "median": 24, "most": 24}
     assert facts["sizes"] == [[112, 112], [112, 140], [140, 112]]
     assert list(facts["unreadable"]) == ["right-then-left/broken.mp4"]
+
+
+def test_a_frame_that_only_the_picture_shows(tmp_path, capsys):
+    """Read are the first, the middle and the last, and drawn are six."""
+    folder = tmp_path / "videos" / "nod" / "1"
+    folder.mkdir(parents=True)
+    for number in range(1, 13):
+        Image.new("RGB", (16, 12)).save(folder / f"{number:05}.jpg")
+    assert run("data", "check", tmp_path / "videos", "--sheet", tmp_path / "sheet.jpg") == 0
+    (folder / "00003.jpg").write_bytes(b"")
+    assert run("data", "check", tmp_path / "videos", "--sheet", tmp_path / "sheet.jpg", "--json") == 1
+    out, err = capsys.readouterr()
+    facts = json.loads(out[out.index("{") :])
+    assert "cannot read frame 00003.jpg of " in facts["unreadable"]["nod/1"]
+    assert "not one of the 1 videos of " in err
+
+
+def test_a_template_is_checked_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sifa.data.annotations.read_annotations", None)
+    assert run("data", "check", tmp_path, "--template", "x.jpg") == 1
+    assert "template must name the images by number" in capsys.readouterr().err
 
 
 def test_nothing_can_be_read(tmp_path, capsys):
@@ -152,6 +178,12 @@ def test_bench_times_a_training(motion_videos, capsys):
     assert pace["clips_per_second"] > 0
     assert 0 <= pace["wait_share"] <= 1
     assert (pace["workers"], pace["batch_size"]) == (1, 2)
+
+
+def test_the_time_of_programs_that_decode_counts():
+    before = bench._spent()
+    subprocess.run([sys.executable, "-c", "sum(i * i for i in range(3_000_000))"], check=True)
+    assert bench._spent() - before > 0.05
 
 
 def test_rendering_says_how_to_train(tmp_path, monkeypatch, capsys):

@@ -124,6 +124,11 @@ def test_help_says_what_every_choice_is():
         (["--epochs=0"], r"epochs must be at least 1, got 0: give --epochs=VALUE"),
         (["--ema=1"], "ema must be null or between 0 and 1, got 1"),
         (["--optimizer.warmup_epochs=13"], "optimizer.warmup_epochs must be 0 to epochs, got 13"),
+        (["--optimizer.warmup_start=-5"], "optimizer.warmup_start must be 0 to 1, got -5"),
+        (
+            ["--optimizer.final_learning_rate=1"],
+            "optimizer.final_learning_rate must be 0 to optimizer.learning_rate, got 1",
+        ),
         (["--loss.cutmix=-1"], "loss.cutmix must be at least 0, got -1"),
         (["--data.frame_stride=0"], "data.frame_stride must be null or at least 1, got 0"),
         (["--optimizer.betas=[0.9,2]"], r"optimizer.betas must be two of .* below 1, got \(0.9, 2.0\)"),

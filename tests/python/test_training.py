@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ from sifa.cli import main
 from sifa.data import motion
 from sifa.data.clips import BrokenVideosError
 from sifa.training import checkpoint, recipe, run
-from sifa.training.callbacks import Interrupted
-from sifa.training.loading import TrainingOrder, ValidationOrder
+from sifa.training.callbacks import Checkpoints, Interrupted
+from sifa.training.loading import TrainingLoader, TrainingOrder, ValidationOrder
 from sifa.training.module import (
     ClassifierTraining,
     heads_loss,
@@ -425,6 +426,12 @@ def test_checkpoints_are_checked(tmp_path):
     (tmp_path / "damaged.ckpt").write_bytes(b"PK damaged")
     with pytest.raises(ValueError, match="`sifa train`: it is damaged, or something else$"):
         checkpoint.read_checkpoint(tmp_path / "damaged.ckpt")
+    torch.save({"sifa": {}, "state_dict": {"w": torch.zeros(10_000)}}, tmp_path / "flipped.ckpt")
+    content = bytearray((tmp_path / "flipped.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1  # among the numbers of "w"
+    (tmp_path / "flipped.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped.ckpt cannot be read .*: it is damaged"):
+        checkpoint.read_checkpoint(tmp_path / "flipped.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(
         ValueError, match="other.ckpt is no checkpoint of `sifa train`: it has no entry 'sifa'"
@@ -433,6 +440,43 @@ def test_checkpoints_are_checked(tmp_path):
     torch.save({"sifa": {}, "state_dict": {}}, tmp_path / "empty.ckpt")
     with pytest.raises(ValueError, match="empty.ckpt is a checkpoint of `sifa train` without its model"):
         checkpoint.load_checkpoint(tmp_path / "empty.ckpt")
+
+
+def test_the_trainer_does_as_the_recipe_says(motion_videos, tmp_path):
+    chosen = recipe_of(tmp_path, motion_videos, "--optimizer.gradient_clip=3", "--accumulate=2")
+    trainer = run.make_trainer(chosen, tmp_path, Processes(), {})
+    assert (trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (3, 2)
+
+
+def test_a_checkpoint_comes_every_so_many_minutes(motion_videos, tmp_path, monkeypatch):
+    saved = []
+    save = Checkpoints._save
+    monkeypatch.setattr(Checkpoints, "_save", lambda self, trainer: (saved.append(1), save(self, trainer)))
+    counts = []
+    for minutes in ("60", "1e-9"):
+        saved.clear()
+        train(recipe_of(tmp_path / minutes, motion_videos, f"--checkpoint_minutes={minutes}"))
+        counts.append(len(saved))
+    assert counts[0] == 2  # before the validation of each epoch
+    assert counts[1] > counts[0]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    callback = Checkpoints(tmp_path / "last.ckpt", 1.0, {})
+    callback._receive(signal.SIGINT, None)
+    with pytest.raises(Interrupted, match=r"second SIGINT, without saving; .*last.ckpt is as it was"):
+        callback._receive(signal.SIGINT, None)
+
+
+def test_waiting_for_videos_is_counted():
+    class Slow(torch.utils.data.Dataset):
+        def __getitem__(self, item):
+            time.sleep(0.05)
+            return torch.zeros(1)
+
+    loader = TrainingLoader(Slow(), TrainingOrder(4, 2))
+    assert len(list(loader)) == 2
+    assert loader.waited >= 4 * 0.05
 
 
 @pytest.mark.parametrize(
@@ -532,6 +576,8 @@ def test_videos_are_held_out_of_every_class_by_their_names(motion_videos):
     reordered = dataclasses.replace(annotations, videos=annotations.videos[::-1])
     assert set(hold_out(reordered, 0.3, seed=0)[1].videos) == set(parts[1].videos)
     assert {hold_out(annotations, 0.3, seed)[1].videos for seed in range(6)} != {parts[1].videos}
+    twice = dataclasses.replace(annotations, videos=annotations.videos + annotations.videos[:1])
+    assert set(hold_out(twice, 0.3, seed=0)[1].videos) == set(parts[1].videos)
     alone = dataclasses.replace(annotations, videos=annotations.videos[:2][1:] + annotations.videos[2:])
     with pytest.raises(ValueError, match="left-then-right has one video in .*, and none can be held out"):
         hold_out(alone, 0.3, seed=0)

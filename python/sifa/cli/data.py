@@ -43,10 +43,13 @@ def check(
     """Read a little of every video: how many and how long they are, and which of them cannot be read."""
     from ..data.annotations import read_annotations
     from ..data.check import check_picture, check_videos, contact_sheet
+    from ..data.sources import check_template
 
     read: dict[str, Any] = {"format": format, "root": root, "labels": labels, "split": split}
     check_folder(sheet.parent, "--sheet")
     check_picture(sheet)
+    if template is not None:
+        check_template(template)
     listed = read_annotations(annotations, **read)
     with _bar("reading") as advance:
         checked = check_videos(listed, template=template, workers=workers, progress=advance)

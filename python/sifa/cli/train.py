@@ -45,13 +45,17 @@ def train(
         return
     check_folder(Path(chosen.output))
     from ..training.callbacks import Interrupted
+    from ..training.processes import Processes
     from ..training.run import train as run
 
     try:
         result = run(chosen)
     except Interrupted as stopped:
-        command = shlex.join(["sifa", *sys.argv[1:]])
-        print(f"sifa: {stopped}\nThe same command goes on from there: {command}", file=sys.stderr)
+        processes = Processes.of_environment()
+        # Of several processes the command began with torchrun or srun, and one of them says it.
+        command = f": {shlex.join(['sifa', *sys.argv[1:]])}" if processes.count == 1 else ""
+        if processes.rank == 0:
+            print(f"sifa: {stopped}\nThe same command goes on from there{command}", file=sys.stderr)
         raise typer.Exit(128 + stopped.signal) from None
     if not result.is_first:
         return

@@ -135,7 +135,9 @@ def read_annotations(
     entries = list(_READERS[chosen](source, folder, split))
     if not entries:
         wanted = f" of split {split!r}" if split is not None else ""
-        raise AnnotationError(f"{source} names no videos{wanted} (read as format {chosen!r})")
+        inside = chosen == "folders" and split is None and any(entry.is_file() for entry in source.iterdir())
+        hint = "; its files lie in it themselves: put them into a folder for each class" if inside else ""
+        raise AnnotationError(f"{source} names no videos{wanted} (read as format {chosen!r}){hint}")
     if names is None:
         if chosen == "folders":
             _check_none_empty(_class_folders(source, split), entries)

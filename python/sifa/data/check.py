@@ -72,9 +72,13 @@ def _check(video: Video, template: str | None) -> CheckedVideo:
         last = source.num_frames - 1
         frames = source.read([0, last // 2, last])
     except (OSError, VideoError) as error:
-        return CheckedVideo(video, error=" ".join(str(error).split()))
+        return _broken(video, error)
     height, width = frames.shape[1:3]
     return CheckedVideo(video, source.num_frames, source.fps, (height, width))
+
+
+def _broken(video: Video, error: Exception) -> CheckedVideo:
+    return CheckedVideo(video, error=" ".join(str(error).split()))
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -82,6 +86,8 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix.lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise ValueError(f"{path} is no picture that can be written: end its name in .jpg or .png")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name a picture in it")
 
 
 def contact_sheet(
@@ -94,7 +100,8 @@ def contact_sheet(
 
     Args:
         annotations: for the names of the classes.
-        checked: of the same videos; those that cannot be read are left out.
+        checked: of the same videos; those that cannot be read are left out. One of which that shows only
+            now, at other frames than were read before, has its error entered.
         path: of the picture, whose extension names its format.
         template: see `check_videos`.
 
@@ -105,10 +112,14 @@ def contact_sheet(
     font = ImageFont.load_default(14)
     rows: list[Image.Image] = []
     for entry in chosen:
-        source = open_source(entry.video.path, num_frames=entry.video.num_frames, template=template)
-        indices = [i * (source.num_frames - 1) // (_SHOWN - 1) for i in range(_SHOWN)]
         text = f"{annotations.labels[entry.video.label]}   {entry.video.name}, {entry.num_frames} frames"
-        rows.append(_row(source.read(indices), text, font))
+        try:
+            source = open_source(entry.video.path, num_frames=entry.video.num_frames, template=template)
+            frames = source.read([i * (source.num_frames - 1) // (_SHOWN - 1) for i in range(_SHOWN)])
+        except (OSError, VideoError) as error:
+            checked[checked.index(entry)] = _broken(entry.video, error)
+            continue
+        rows.append(_row(frames, text, font))
     if not rows:
         return 0
     width, height = max(row.width for row in rows), sum(row.height for row in rows)

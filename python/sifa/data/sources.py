@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .video import VideoError, VideoFile
@@ -106,35 +107,39 @@ class _Environment:
 
     def __init__(self, path: Path, num_frames: int | None) -> None:
         self._path = path
-        with self._open() as environment:
-            found = environment.stat()["entries"]
-            with environment.begin() as transaction:
-                if found == 0 or transaction.get(_LMDB_KEY.format(1).encode()) is None:
-                    raise VideoError(
-                        f"the LMDB environment {path} holds no frames: it has {found} entries, "
-                        f"none of them {_LMDB_KEY.format(1)}"
-                    )
+        with self._opened() as (found, transaction):
+            if found == 0 or transaction.get(_LMDB_KEY.format(1).encode()) is None:
+                raise VideoError(
+                    f"the LMDB environment {path} holds no frames: it has {found} entries, "
+                    f"none of them {_LMDB_KEY.format(1)}"
+                )
         self.num_frames = _stated(path, num_frames, found)
 
-    def _open(self):
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[int, Any]]:
+        """The number of entries, and a transaction to read by.
+
+        Raises:
+            VideoError: it is no environment, or a damaged one, whenever that shows.
+        """
         try:
             import lmdb
         except ModuleNotFoundError as error:
             raise ImportError(f"reading {self._path} needs lmdb: pip install lmdb") from error
         folder = self._path.is_dir()
         try:
-            environment = lmdb.open(
+            with lmdb.open(
                 str(self._path), subdir=folder, readonly=True, lock=False, readahead=False
-            )
+            ) as environment:
+                # It is mapped into memory, where reading behind the end of the file kills the process.
+                needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+                size = (self._path / "data.mdb" if folder else self._path).stat().st_size
+                if size < needed:
+                    raise VideoError(f"{self._path} is truncated: it has {size} bytes of {needed}")
+                with environment.begin() as transaction:
+                    yield environment.stat()["entries"], transaction
         except lmdb.Error as error:
             raise VideoError(f"{self._path} is not an LMDB environment that can be read: {error}") from error
-        # It is mapped into memory, where reading behind the end of the file kills the process.
-        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        size = (self._path / "data.mdb" if folder else self._path).stat().st_size
-        if size < needed:
-            environment.close()
-            raise VideoError(f"{self._path} is truncated: it has {size} bytes of {needed}")
-        return environment
 
     def read(self, indices: Sequence[int]) -> Tensor:
         def key(index: int) -> str:
@@ -146,7 +151,7 @@ class _Environment:
                 raise FileNotFoundError("it is not there")
             return image
 
-        with self._open() as environment, environment.begin() as transaction:
+        with self._opened() as (_, transaction):
             return _decode_images(self._path, indices, content, key)
 
 
@@ -198,6 +203,8 @@ def _decode_images(
         try:
             with Image.open(io.BytesIO(content(index))) as image:
                 frames[index] = np.asarray(image.convert("RGB"))
+        except UnidentifiedImageError as error:
+            raise VideoError(f"cannot read frame {name(index)} of {path}: it is no image") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise VideoError(f"cannot read frame {name(index)} of {path}: {reason}") from error

@@ -114,7 +114,7 @@ class Checkpoints(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._received == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(f"stopped by a second SIGINT, without saving; {self.path} is as it was", number)
         self._received = number
 
     def _wish(self, trainer: Trainer) -> int:

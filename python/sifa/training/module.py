@@ -78,7 +78,15 @@ class ClassifierTraining(LightningModule):
         if self.recipe.symmetries == "motion":
             frames, labels = motion_symmetry(frames, labels)
         clips, targets = self.mix(self.normalise(frames), labels)
-        heads = self.heads(clips)
+        try:
+            heads = self.heads(clips)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "a part of one clip of this size leaves batch normalisation one value per channel: give a "
+                "larger --batch_size or --model.input_size, or a smaller --accumulate"
+            ) from error
         loss = heads_loss(heads, targets, self.recipe.loss)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -268,6 +268,10 @@ def _file(name: str) -> Path:
         raise FileNotFoundError(
             f"there is no recipe {name}, bundled or file; bundled: {', '.join(list_recipes())}"
         )
+    try:
+        Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is no recipe: it is no text in UTF-8") from error
     return Path(name)
 
 
@@ -295,6 +299,13 @@ def _check(recipe: Recipe) -> None:
         ("optimizer.momentum", o.momentum, 0 <= o.momentum < 1, "at least 0 and below 1"),
         ("optimizer.betas", o.betas, all(0 <= beta < 1 for beta in o.betas), "two of at least 0 and below 1"),
         ("optimizer.weight_decay", o.weight_decay, o.weight_decay >= 0, "at least 0"),
+        ("optimizer.warmup_start", o.warmup_start, 0 <= o.warmup_start <= 1, "0 to 1"),
+        (
+            "optimizer.final_learning_rate",
+            o.final_learning_rate,
+            0 <= o.final_learning_rate <= o.learning_rate,
+            "0 to optimizer.learning_rate",
+        ),
         ("optimizer.warmup_epochs", o.warmup_epochs, 0 <= o.warmup_epochs <= recipe.epochs, "0 to epochs"),
         (
             "optimizer.gradient_clip",

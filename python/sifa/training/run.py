@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ..data.annotations import Annotations, Video, read_annotations
+from ..data.annotations import Annotations, read_annotations
 from ..data.clips import TrainingClips, ViewClips, collate_clips
 from ..data.sampling import draw_seed
 from ..models import VideoClassifier, create_model, from_pretrained, model_card
@@ -111,7 +111,7 @@ def train(recipe: Recipe) -> Result:
         # They ignore the signals that end this process, which would wait for them at its end.
         for loader in loaders:
             end_workers(loader)
-    broken = [name for loader in loaders for name in loader.dataset.broken()]
+    broken = of_all_processes([name for loader in loaders for name in loader.dataset.broken()])
     if trainer.is_global_zero:
         model.to("cpu").save_pretrained(folder)
         write_held_out(folder, held_out, broken)
@@ -120,6 +120,15 @@ def train(recipe: Recipe) -> Result:
     }
     annotations = Path(recipe.data.validation) if recipe.data.validation else folder / HELD_OUT
     return Result(folder, annotations, metrics, broken, trainer.is_global_zero)
+
+
+def of_all_processes(names: list[str]) -> list[str]:
+    """The names that any process has, each once."""
+    if not torch.distributed.is_initialized():
+        return names
+    gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, names)
+    return list(dict.fromkeys(name for each in gathered for name in each))
 
 
 # --- What a training is made of ---------------------------------------------------------------------------
@@ -151,19 +160,19 @@ def hold_out(annotations: Annotations, share: float, seed: int) -> tuple[Annotat
     Raises:
         ValueError: a class has only one video.
     """
-    of_class: dict[int, list[Video]] = {}
+    of_class: dict[int, set[str]] = {}  # a list may name a video twice
     for video in annotations.videos:
-        of_class.setdefault(video.label, []).append(video)
+        of_class.setdefault(video.label, set()).add(video.name)
     held_out: set[str] = set()
-    for label, videos in of_class.items():
-        if len(videos) < 2:
+    for label, names in of_class.items():
+        if len(names) < 2:
             raise ValueError(
                 f"{annotations.labels[label]} has one video in {annotations.source}, and none can be held "
                 "out: add videos, or give --data.validation=ANNOTATIONS"
             )
-        count = min(max(1, round(share * len(videos))), len(videos) - 1)
-        drawn = sorted(videos, key=lambda video: hashlib.sha256(f"{seed} {video.name}".encode()).digest())
-        held_out |= {video.name for video in drawn[:count]}
+        count = min(max(1, round(share * len(names))), len(names) - 1)
+        drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        held_out.update(drawn[:count])
     parts = (
         tuple(video for video in annotations.videos if (video.name in held_out) == wanted)
         for wanted in (False, True)
