@@ -21,8 +21,10 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         initargs=(options.clips, budget, options.device, deadline),
     ) as pool:
         jobs = {pool.submit(train, *job): job for job in todo}
-        for future in concurrent.futures.as_completed(jobs):
+        for future in finished(jobs, options.json):
             name, seed = jobs[future]
             try:
                 run = future.result()
@@ -90,6 +92,20 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"the time was over: {given_up} trainings are missing; the same command does them")
     if failed:
         raise SystemExit(f"{failed} trainings failed; the same command tries them again")
+
+
+def finished(jobs: dict[Any, tuple[str, int]], path: Path) -> Iterator[Any]:
+    """The jobs as they are done.
+
+    Raises:
+        SystemExit: Ctrl-C; what is under way is given up.
+    """
+    try:
+        yield from concurrent.futures.as_completed(jobs)
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise SystemExit(f"stopped; {path} has what was done, and the same command goes on") from None
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -160,6 +176,7 @@ def machine(device: str, jobs: int) -> dict[str, Any]:
 def start_process(folder: Path, budget: Budget, device: str, deadline: float) -> None:
     """Give a process of the pool its clips."""
     global _trainer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     torch.set_num_threads(1)
     _trainer = Trainer(folder, budget, device, deadline)
 

@@ -4,7 +4,10 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -120,6 +123,18 @@ def test_trainings_go_on_where_they_ended(ablation, tmp_path, capsys):
     assert "has all 2 trainings already" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="holds trainings with budget .*'steps': 4.*, and these have .*5"):
         main([*command, "--steps", "5"])
+
+
+def test_ctrl_c_ends_in_a_sentence(ablation, tmp_path):
+    command = [sys.executable, ablation("run").__file__, "--json", str(tmp_path / "a.json"), "--jobs", "2"]
+    quick = ["--quick", "--steps", "100000", "--clips", str(tmp_path), "--workers", "1"]
+    process = subprocess.Popen([*command, *quick], stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith("rendered in ")
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == f"stopped; {tmp_path / 'a.json'} has what was done, and the same command goes on\n"
 
 
 def test_a_training_is_its_seed(ablation, tmp_path):

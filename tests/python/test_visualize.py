@@ -136,6 +136,15 @@ def test_queries_are_far_moved_apart_inside_and_of_one_step():
     assert choose_queries(attention) == (1, [(4, 4), (2, 8), (7, 1)])
 
 
+def test_where_all_taps_leave_the_frame_the_farthest_are_shown():
+    """As in the last stage of a small network."""
+    everywhere = {(step, y, x): 20.0 for step in range(3) for y in range(9) for x in range(9)}
+    attention = planted({**everywhere, (1, 5, 4): 30.0, (1, 1, 1): 25.0, (2, 3, 3): 40.0})
+    step, queries = choose_queries(attention)
+    assert (step, queries[:2]) == (1, [(5, 4), (1, 1)])
+    assert queries_at(attention, [(4, 4), (4, 4), (7, 1)])[1] == [(4, 4), (1, 7)]  # each once
+
+
 def test_picture(model, frames, tmp_path):
     queries = [(3, 3), (7, 10)]
     attention = draw_attention(model, frames, tmp_path / "a.png", step=1, queries=queries)

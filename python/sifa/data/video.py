@@ -78,6 +78,8 @@ class VideoFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        if self._path.is_dir():
+            raise VideoError(f"{self._path} is a folder: name a video file")
         if not self._path.is_file():
             raise FileNotFoundError(f"there is no file {self._path}")
         if self._path.suffix.lower() in _TEXTS:

@@ -126,12 +126,14 @@ def lines_of(
         resume: go on with a file that is there, instead of refusing it.
 
     Raises:
-        FileExistsError: the file is there already.
+        FileExistsError: the file is there already, or is a folder.
         FileNotFoundError: its folder is not.
         ValueError: it is no file of predictions, or of another model or other views; the line is named.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder: name a file in it")
     if path.exists() and not resume:
         raise FileExistsError(
             f"{path} is there already: go on with it with --resume, or remove it, or name another file"

@@ -266,9 +266,10 @@ def _show_queries(axis: Axes, attention: Attention, queries: Sequence[tuple[int,
         y, x = attention.queries[:, row, column].tolist()
         colour = _colour(number)
         axis.plot(x, y, "P", markersize=13, markerfacecolor=colour, markeredgecolor="black")
+        is_high = y < 0.15 * max(axis.get_ylim())  # where the panel's title would be covered
         axis.annotate(
             *(chr(65 + number), (x, y)),
-            xytext=(9, 9),
+            xytext=(9, -21 if is_high else 9),
             textcoords="offset points",
             fontsize=11,
             bbox={"boxstyle": "square,pad=0.2", "facecolor": colour, "edgecolor": "black"},

@@ -155,7 +155,9 @@ class _Picture:
             colour = COLOURS[number]
             place = attention.queries[:, query[0], query[1]]
             self.cross(ask.place(place), 11, colour)
-            self.chip(ask.place(place), (16, -34), number)
+            # Above the cross, or below it where the panel's title would be covered.
+            is_high = ask.place(place)[1] - 34 < top
+            self.chip(ask.place(place), (16, 12 if is_high else -34), number)
             self.taps(look, query, colour, 9)
             self.cross(look.place(place), 6, _PAPER)
             corner = (left + number * (detail + self.GAP), below)

@@ -161,15 +161,17 @@ def trace_attention(model: VideoClassifier, frames: Tensor, layer: str | None = 
 def choose_queries(attention: Attention, count: int = 3) -> tuple[int, list[tuple[int, int]]]:
     """The step and the `count` feature-map pixels `(y, x)` whose taps moved farthest with the most weight.
 
-    The pixels lie apart from each other and their taps inside the frame, so that the picture can be read.
+    The pixels lie apart from each other, and their taps inside the frame where there are such pixels, so
+    that the picture can be read.
     """
     score = _movement(attention)
+    most = float(score.max()) + 1.0
     low, high = attention.queries.amin((1, 2)), attention.queries.amax((1, 2))
     inside = (attention.taps >= low.view(1, 2, 1, 1, 1)) & (attention.taps <= high.view(1, 2, 1, 1, 1))
-    score = torch.where(inside.all(1).all(0), score, -1.0)
+    score = torch.where(inside.all(1).all(0), score, score - most)
     for step, neighbour in enumerate(attention.neighbours):
         if neighbour == step:
-            score[step] = -2.0
+            score[step] -= 2 * most
     height, width = score.shape[1:]
     step = int(score.flatten(1).topk(min(count, height * width)).values.sum(1).argmax())
     left, chosen = score[step].clone(), []
@@ -186,13 +188,15 @@ def choose_queries(attention: Attention, count: int = 3) -> tuple[int, list[tupl
 def queries_at(attention: Attention, points: Sequence[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:
     """The step and the feature-map pixels `(y, x)` that show points `(x, y)` of the frame best.
 
-    The pixels are the nearest ones; the step is that in which their taps move farthest with the most weight.
+    The pixels are the nearest ones, each once; the step is that in which their taps move farthest with the
+    most weight.
     """
     queries = []
     for x, y in points:
         distance = (attention.queries - torch.tensor([float(y), float(x)]).view(2, 1, 1)).norm(dim=0)
         row, column = divmod(int(distance.argmin()), distance.shape[1])
-        queries.append((row, column))
+        if (row, column) not in queries:
+            queries.append((row, column))
     score = _movement(attention)
     moving = [step for step, neighbour in enumerate(attention.neighbours) if neighbour != step] or [0]
     step = max(moving, key=lambda step: sum(float(score[step, y, x]) for y, x in queries))
