@@ -118,6 +118,12 @@ def test_a_template_is_checked_before_anything_is_read(tmp_path, monkeypatch, ca
     assert "template must name the images by number" in capsys.readouterr().err
 
 
+def test_videos_without_a_folder_for_their_class(tmp_path, capsys):
+    (tmp_path / "x.mp4").write_bytes(b"")
+    assert run("data", "check", tmp_path, "--sheet", tmp_path / "sheet.jpg") == 1
+    assert "put them into a folder for each class" in capsys.readouterr().err
+
+
 def test_nothing_can_be_read(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.mp4").write_bytes(b"")

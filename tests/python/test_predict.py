@@ -150,6 +150,8 @@ def test_broken_videos_are_done_too(run, motion_videos, tmp_path, caplog):
     assert code == 1
     assert "error" in json.loads(out)
     assert errors == "sifa: not one of the 1 videos can be read\n"
+    for resume in ([], ["--resume"]):
+        assert "is a folder: name a file in it" in run(folder, "-m", "sifa_tiny", "-o", folder, *resume)[2]
 
 
 @pytest.mark.parametrize(

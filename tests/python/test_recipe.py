@@ -152,6 +152,12 @@ def test_the_documents_name_recipes_and_choices_that_there_are():
     assert {"own-actions", "motion", "k400-resnet50"} <= found
 
 
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xd5\x00")
+    with pytest.raises(ValueError, match=r"recipe.yaml is no recipe: it is no text in UTF-8"):
+        read_recipe(str(tmp_path / "recipe.yaml"), [])
+
+
 def test_no_such_recipe():
     with pytest.raises(FileNotFoundError, match="no recipe k401, bundled or file; bundled: k400-resnet101, "):
         read_recipe("k401")

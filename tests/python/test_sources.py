@@ -181,6 +181,8 @@ def test_empty_folder_and_nothing(tmp_path):
         open_source(tmp_path, template="x{}.png")
     with pytest.raises(FileNotFoundError, match="there is no file .*none"):
         open_source(tmp_path / "none")
+    with pytest.raises(VideoError, match="is a folder: name a video file"):
+        video.VideoFile(tmp_path)
 
 
 @pytest.mark.parametrize("template", ["frame.jpg", "{}{}.jpg", "{name}.jpg", "{:zz}.jpg", "{0"])

@@ -163,6 +163,15 @@ def test_picture(model, frames, tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
+def test_a_letter_at_the_upper_edge_covers_no_title(model, frames, tmp_path):
+    titles = []
+    for row in (0, 7):
+        draw_attention(model, frames, tmp_path / "a.png", step=1, queries=[(row, 1)])
+        # From above the panels' titles down to where the cross of an uppermost pixel begins.
+        titles.append(Image.open(tmp_path / "a.png").crop((0, 86, 1200, 109)).tobytes())
+    assert titles[0] == titles[1]
+
+
 def test_taps_out_of_the_frame_are_counted_and_not_drawn_beside_it(tmp_path):
     # One query at the left edge of the frame: its tap goes out to the left, where the other panel is.
     pictures = {}
