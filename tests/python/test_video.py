@@ -114,9 +114,11 @@ def test_of_a_video_that_was_cut_off_only_what_helps_is_said(tmp_path):
 
 
 def test_missing_and_not_a_file(tmp_path):
-    for path in (tmp_path / "missing.mp4", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"there is no file {path}"):
-            read_frames(path, 4)
+    missing = tmp_path / "missing.mp4"
+    with pytest.raises(FileNotFoundError, match=f"there is no file {missing}"):
+        read_frames(missing, 4)
+    with pytest.raises(VideoError, match=f"{tmp_path} is a folder: name a video file"):
+        read_frames(tmp_path, 4)
 
 
 def test_sound_only(tmp_path):

@@ -51,7 +51,7 @@ def read_frames(
 
     Raises:
         FileNotFoundError: there is no such file.
-        VideoError: the file is not a video, or has no frames, or they cannot be decoded.
+        VideoError: it is a folder or not a video, or has no frames, or they cannot be decoded.
         ImportError: torchcodec, or the FFmpeg it needs, is missing.
         ValueError: `num_frames` or `frame_stride` is below 1, or there is no such rule.
     """
@@ -72,7 +72,7 @@ class VideoFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        VideoError: the file is not a video, or has no frames.
+        VideoError: it is a folder or not a video, or has no frames.
         ImportError: torchcodec, or the FFmpeg it needs, is missing.
     """
 
