@@ -96,6 +96,11 @@ test-embedded: build ## sifa-run, cross-compiled for 64-bit Arm and run in qemu,
 	@scripts/setup.sh packages g++-aarch64-linux-gnu qemu-user-static
 	@scripts/test_embedded.sh
 
+.PHONY: test-camera
+test-camera: build ## sifa-run on a camera: Linux's own driver for tests, in a machine in qemu (x86-64, Debian)
+	@scripts/setup.sh packages qemu-system-x86 busybox-static v4l-utils xz-utils
+	@scripts/test_camera.sh
+
 .PHONY: fuzz
 fuzz: build ## fuzz what reads model files and URIs, for FUZZ_SECONDS=60 in all
 	@scripts/setup.sh packages clang

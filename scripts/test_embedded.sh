@@ -21,26 +21,13 @@ stop() {
 is_made() { [[ -e $1/.made && $(<"$1/.made") == "$2" ]]; }
 begin() { rm -rf "$1" && mkdir -p "$1"; }
 
-# With folders of its own for everything it remembers, apt neither needs root nor changes the machine.
 make_root() {
   ! is_made "$root" "${packages[*]}" || return 0
   local apt=$PWD/$folder/apt package
   echo "==> Downloading arm64 libraries into $folder/root"
   begin "$root"
-  begin "$apt"
-  mkdir -p "$apt/lists/partial" "$apt/archives/partial"
-  : >"$apt/status"
-  cat >"$apt/conf" <<CONF
-APT::Architecture "arm64";
-APT::Architectures { "arm64"; };
-APT::Install-Recommends "false";
-APT::Sandbox::User "root";
-Dir::State "$apt";
-Dir::State::status "$apt/status";
-Dir::Cache "$apt";
-CONF
-  { APT_CONFIG=$apt/conf apt-get -q update &&
-    APT_CONFIG=$apt/conf apt-get -q -y --download-only install "${packages[@]}"; } >"$folder/apt.log" 2>&1 ||
+  { scripts/private_apt.sh "$apt" arm64 &&
+    APT_CONFIG=$apt/conf apt-get -q -y --download-only install "${packages[@]}" >>"$apt.log" 2>&1; } ||
     stop "the arm64 packages cannot be downloaded (log: $folder/apt.log): connect to the network, and name in" \
       "/etc/apt a mirror that has arm64 (Debian's all do; Ubuntu's is http://ports.ubuntu.com)"
   for package in "$apt"/archives/*.deb; do dpkg-deb --extract "$package" "$root"; done

@@ -23,6 +23,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,8 +178,15 @@ def start_process(folder: Path, budget: Budget, device: str, deadline: float) ->
     """Give a process of the pool its clips."""
     global _trainer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    threading.Thread(target=end_with_the_first_process, daemon=True).start()
     torch.set_num_threads(1)
     _trainer = Trainer(folder, budget, device, deadline)
+
+
+def end_with_the_first_process() -> None:
+    """Which may be killed, and nobody would want what this one trains on for minutes."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def train(name: str, seed: int) -> dict[str, Any]:

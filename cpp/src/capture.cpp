@@ -196,6 +196,8 @@ Capture::Capture(const std::string& uri, const SourceOptions& options) : impl_(n
   }
   impl_->uri = parse_source(uri);
   impl_->options = options;
+  // From a slow disk it takes longer than the patience with a source.
+  if (impl_->uri.kind != SourceKind::kStandardInput) load_video_library();
   impl_->thread = std::thread([impl = impl_] { impl->run(); });
   std::unique_lock<std::mutex> lock(impl_->mutex);
   const bool is_back =

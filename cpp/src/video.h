@@ -25,6 +25,9 @@ inline constexpr char kOpenVideoSourceSymbol[] = "sifa_open_video_source";
 inline constexpr char kDescribeVideoSymbol[] = "sifa_describe_video";
 inline constexpr char kOpenVideoSinkSymbol[] = "sifa_open_video_sink";
 
+/// Loads what the following are in, which they also do themselves. Throws Error(kVideoCannotBeOpened).
+void load_video_library();
+
 /// Opens a source of any kind but standard input. Throws Error: kFileNotFound, kVideoCannotBeOpened.
 std::unique_ptr<Source> open_video_source(const SourceUri& uri);
 

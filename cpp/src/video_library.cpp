@@ -70,6 +70,8 @@ Video read_video(const std::string& path, std::int64_t num_frames, std::int64_t 
   return video;
 }
 
+void load_video_library() { find<OpenVideoSource>(kOpenVideoSourceSymbol); }
+
 std::unique_ptr<Source> open_video_source(const SourceUri& uri) {
   OpenVideoSource* const open = find<OpenVideoSource>(kOpenVideoSourceSymbol);
   if (uri.kind == SourceKind::kPath) require_file(uri.what, "video file or folder");

@@ -386,6 +386,8 @@ TEST(Uri, OfRandomBytes) {
 
 namespace sifa {
 
+void load_video_library() {}
+
 std::unique_ptr<Source> open_video_source(const SourceUri&) { return opened(); }
 
 }  // namespace sifa

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 
 import lively
 import pytest
@@ -10,6 +11,8 @@ import torch._dynamo
 
 # cuDNN rounds the float32 of convolutions to TF32 otherwise, and no test means that.
 torch.backends.cudnn.allow_tf32 = False
+# What a shell runs in the background ignores Ctrl-C, and so would the programs that are tested with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _has_cuda_kernels() -> bool:

@@ -129,10 +129,13 @@ def test_ctrl_c_ends_in_a_sentence(ablation, tmp_path):
     command = [sys.executable, ablation("run").__file__, "--json", str(tmp_path / "a.json"), "--jobs", "2"]
     quick = ["--quick", "--steps", "100000", "--clips", str(tmp_path), "--workers", "1"]
     process = subprocess.Popen([*command, *quick], stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith("rendered in ")
-    time.sleep(5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert process.stderr.readline().startswith("rendered in ")
+        time.sleep(5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # its own processes end when it does
     assert process.returncode == 1
     assert f"stopped; {tmp_path / 'a.json'} has what was done, and the same command goes on\n" in errors
     assert "Traceback" not in errors

@@ -23,14 +23,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_runtime_data import SmallModel, make_videos, pattern, stream_model
+from colours import make_colour_models
+from make_runtime_data import make_videos, pattern, stream_model
 from PIL import Image
-from programs import find_sifa_run, on_a_terminal
+from programs import (
+    TIMEOUT,
+    Following,
+    assert_red,
+    command,
+    find_sifa_run,
+    follow,
+    on_a_terminal,
+    parsed,
+    refused,
+)
 from sifa.artifact import export_torchscript
 from sifa.data.motion import write_video
 from torchcodec.decoders import VideoDecoder
 
-TIMEOUT = 120  # seconds, for anything
 RED = np.zeros((8, 48, 64, 3), np.uint8)
 RED[..., 0] = 255
 TEST_SOURCE = "gst://videotestsrc pattern=red {options} ! video/x-raw,width=64,height=48,framerate=25/1"
@@ -38,38 +48,10 @@ TEST_SOURCE = "gst://videotestsrc pattern=red {options} ! video/x-raw,width=64,h
 pytestmark = pytest.mark.usefixtures("runtime_module")
 
 
-class ColourModel(SmallModel):
-    """Its probabilities are those of red, green and blue."""
-
-    num_frames = 4
-    frame_stride = 1
-
-    def __init__(self):
-        super().__init__()
-        self.labels = ["red", "green", "blue"]
-
-    def forward(self, clip: torch.Tensor) -> torch.Tensor:
-        return clip.mean((2, 3, 4)) + 0.0 * self.stem.weight.sum()
-
-
-class SlowModel(ColourModel):
-    """It takes longer than a frame of a live source lasts."""
-
-    input_size = (256, 256)
-
-    def __init__(self):
-        super().__init__()
-        self.wide = torch.nn.Conv2d(3, 256, 9, padding=4)
-
-    def forward(self, clip: torch.Tensor) -> torch.Tensor:
-        return clip.mean((2, 3, 4)) + 0.0 * self.wide(clip[0].transpose(0, 1)).sum()
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("follow")
-    export_torchscript(ColourModel().eval(), folder / "colour.pt")
-    export_torchscript(SlowModel().eval(), folder / "slow.pt")
+    make_colour_models(folder)
     export_torchscript(stream_model(), folder / "stream.pt", kind="streaming")
     make_videos(folder)
     write_video(folder / "red.mkv", torch.from_numpy(RED), lossless=True)
@@ -89,30 +71,6 @@ def gstreamer():
     if not has and "CI" not in os.environ:
         pytest.skip("needs GStreamer's plugins: make build-tests installs them")
     assert has
-
-
-def command(*arguments):
-    return [str(find_sifa_run()), *map(str, arguments), "--threads", "1"]
-
-
-def follow(*arguments, **options):
-    """Runs to the end: (predictions, summary)."""
-    done = subprocess.run(command(*arguments), capture_output=True, timeout=TIMEOUT, **options)
-    assert done.returncode == 0, done.stderr
-    return parsed(done.stdout)
-
-
-def parsed(output):
-    *predictions, last = map(json.loads, output.splitlines())
-    return predictions, last["summary"]
-
-
-def refused(*arguments):
-    """What it says, in one line."""
-    done = subprocess.run(command(*arguments), capture_output=True, timeout=TIMEOUT, text=True)
-    assert done.returncode == 2, done.stderr
-    assert not done.stdout
-    return done.stderr
 
 
 def test_nothing_that_is_read_is_written_over(data, tmp_path):
@@ -157,56 +115,6 @@ def test_a_reader_that_goes_leaves_a_whole_video(data, tmp_path):
     assert b"cannot be written to standard output" in process.stderr.read()
     process.stderr.close()
     assert len(VideoDecoder(sink)) > 0
-
-
-class Following:
-    """A sifa-run that goes on until it is stopped."""
-
-    def __init__(self, *arguments, **environment):
-        self.process = subprocess.Popen(
-            command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
-        self.lines = []
-        # Whatever happens, reading ends.
-        self.watchdog = threading.Timer(TIMEOUT, self.process.kill)
-        self.watchdog.start()
-
-    def read(self, count=1):
-        for _ in range(count):
-            line = self.process.stdout.readline()
-            assert line, self.rest()[2]
-            self.lines.append(json.loads(line))
-        return self.lines[-1]
-
-    def stop(self, with_signal=signal.SIGINT):
-        self.process.send_signal(with_signal)
-        return self.finish()
-
-    def finish(self):
-        code, output, errors = self.rest()
-        assert code == 0, errors
-        predictions, summary = parsed(output)
-        return self.lines + predictions, summary
-
-    def fail(self):
-        code, output, errors = self.rest()
-        return code, parsed(output)[1], errors.decode()
-
-    def rest(self):
-        # Not communicate(): lines that were read ahead would be lost.
-        output, errors = self.process.stdout.read(), self.process.stderr.read()
-        code = self.process.wait()
-        self.watchdog.cancel()
-        return code, output, errors
-
-
-def assert_red(prediction):
-    best = prediction["classes"][0]
-    assert best["label"] == "red"
-    assert best["probability"] > 0.7
 
 
 def expected(model, frames, **options):
