@@ -98,7 +98,7 @@ test-embedded: build ## sifa-run, cross-compiled for 64-bit Arm and run in qemu,
 
 .PHONY: test-camera
 test-camera: build ## sifa-run on a camera: Linux's own driver for tests, in a machine in qemu (x86-64, Debian)
-	@scripts/setup.sh packages qemu-system-x86 busybox-static v4l-utils xz-utils
+	@scripts/setup.sh packages qemu-system-x86 v4l-utils xz-utils
 	@scripts/test_camera.sh
 
 .PHONY: fuzz

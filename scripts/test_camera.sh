@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 
 folder=$PWD/build/camera
 linux=$folder/linux
+busybox=$linux/bin/busybox
 share=$folder/share
 stop() {
   echo "SIFA: $*" >&2
@@ -22,15 +23,19 @@ get_kernel() {
   echo "==> Downloading a Debian kernel into build/camera/linux"
   rm -rf "$linux" && mkdir -p "$linux"
   local apt=$folder/apt package=linux-image-amd64
-  # That one says which is the newest.
+  # That one says which is the newest. busybox-static conflicts with the busybox that Debian boots with.
   { scripts/private_apt.sh "$apt" amd64 && export APT_CONFIG=$apt/conf &&
     package=$(apt-cache depends --important "$package" | awk '/Depends: linux-image/ { print $2; exit }') &&
-    (cd "$linux" && apt-get -q download "$package") >>"$apt.log" 2>&1; } ||
+    (cd "$linux" && apt-get -q download "$package" busybox-static) >>"$apt.log" 2>&1; } ||
     stop "a Debian kernel cannot be downloaded (log: build/camera/apt.log): connect to the network; Ubuntu has none"
-  dpkg-deb --extract "$linux"/*.deb "$linux"
+  for package in "$linux"/*.deb; do dpkg-deb --extract "$package" "$linux"; done
   rm -rf "$linux"/*.deb "$apt"
+  # Debian 13's packages have both in usr.
+  [[ -e $linux/lib ]] || ln -s usr/lib "$linux/lib"
+  [[ -e $linux/bin ]] || ln -s usr/bin "$linux/bin"
   find "$linux" -name '*.ko.xz' -exec xz -d {} +
-  busybox depmod -b "$linux" "$(basename "$linux"/lib/modules/*)"
+  "$busybox" depmod -b "$linux" "$(basename "$linux"/lib/modules/*)"
+  [[ -n $(modules vivid) ]] || stop "the kernel in build/camera/linux has no module vivid"
   touch "$linux/.made"
 }
 
@@ -46,7 +51,7 @@ modules() {
 make_initramfs() {
   local root=$folder/initramfs module
   rm -rf "$root" && mkdir -p "$root"/{bin,dev,host,modules,proc,sys}
-  cp "$(command -v busybox)" "$root/bin/busybox"
+  cp "$busybox" "$root/bin"
   cat >"$root/init" <<INIT
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -67,7 +72,7 @@ mount -t tmpfs none /host/dev/shm
 exec switch_root /host /bin/bash $share/in_the_machine.sh
 INIT
   chmod +x "$root/init"
-  (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$folder/initramfs.cpio"
+  (cd "$root" && find . | "$busybox" cpio -o -H newc 2>/dev/null) >"$folder/initramfs.cpio"
 }
 
 mkdir -p "$folder"
@@ -91,15 +96,18 @@ cd $PWD
 .venv/bin/python -m pytest -v -p no:cacheprovider tests/camera
 echo \$? >$share/status
 sync
-busybox poweroff -f
+$busybox poweroff -f
 MACHINE
 
 echo "==> Starting a machine that has a camera"
 # Whatever happens in it, it ends.
-timeout 900 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 3G -no-reboot \
+code=0
+timeout --foreground --kill-after=10 900 \
+  qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 3G -no-reboot \
   -display none -vga none -monitor none -serial stdio -nic none \
   -kernel "$linux"/boot/vmlinuz-* -initrd "$folder/initramfs.cpio" -append "console=ttyS0 quiet panic=-1" \
   -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
-  -virtfs local,path="$share",mount_tag=share,security_model=none </dev/null || true
-[[ -e $share/status ]] || stop "the machine has not come to its end within 15 minutes: what it printed is above"
+  -virtfs local,path="$share",mount_tag=share,security_model=none </dev/null || code=$?
+[[ $code != 124 && $code != 137 ]] || stop "the machine has not come to its end within 15 minutes"
+[[ -e $share/status ]] || stop "the machine ended before its tests did (qemu: $code): what it printed is above"
 [[ $(<"$share/status") == 0 ]] || stop "the tests of a camera failed: what they printed is above"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from processes import start_process
 from sifa.data import hard_motion
 
 # Seeds of the scenes: those of training and of evaluation never meet.
@@ -58,9 +59,7 @@ def _render(path: Path, name: str, jobs: list[tuple[int, int]], size: int, worke
     shape = (len(jobs), hard_motion.PERIOD, size, size, 3)
     clips = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_process) as pool:
         for i, clip in enumerate(pool.map(functools.partial(_render_job, size), jobs, chunksize=32)):
             clips[i] = clip
             if sys.stderr.isatty() and i % 100 == 99:

@@ -23,13 +23,13 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import clips
+import processes
 import torch
 from configurations import CONFIGURATIONS, CONTROL, FULL
 from sifa.data import hard_motion
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     with concurrent.futures.ProcessPoolExecutor(
         options.jobs,
         mp_context=spawn,
-        initializer=start_process,
+        initializer=start_training,
         initargs=(options.clips, budget, options.device, deadline),
     ) as pool:
         jobs = {pool.submit(train, *job): job for job in todo}
@@ -174,19 +174,12 @@ def machine(device: str, jobs: int) -> dict[str, Any]:
     }
 
 
-def start_process(folder: Path, budget: Budget, device: str, deadline: float) -> None:
+def start_training(folder: Path, budget: Budget, device: str, deadline: float) -> None:
     """Give a process of the pool its clips."""
     global _trainer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
-    threading.Thread(target=end_with_the_first_process, daemon=True).start()
-    torch.set_num_threads(1)
+    processes.start_process()
     _trainer = Trainer(folder, budget, device, deadline)
-
-
-def end_with_the_first_process() -> None:
-    """Which may be killed, and nobody would want what this one trains on for minutes."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def train(name: str, seed: int) -> dict[str, Any]:

@@ -28,6 +28,9 @@ constexpr std::chrono::seconds kPatience{60};  // for anything
 // What "opening" a source gives, set by each test.
 std::function<std::unique_ptr<sifa::Source>()> opened;
 
+// The thread that last loaded the video library.
+std::thread::id loaded_by;
+
 // Gives `count` frames of one pixel, and then what `end` does: returns false, throws, waits.
 class Frames : public sifa::Source {
  public:
@@ -99,6 +102,13 @@ TEST(Capture, KeepsTheNewestFramesOfALiveSource) {
   EXPECT_EQ(frame.index, 49);
   EXPECT_FALSE(frame.begins);
   EXPECT_EQ(next(capture, frame), Status::kEnd);  // a pipeline that ends was made to
+}
+
+TEST(Capture, HasPatienceWithTheSourceAfterWhatReadsItIsLoaded) {
+  loaded_by = {};
+  opened = [] { return std::make_unique<Frames>(1); };
+  Capture capture("clip.mp4");
+  EXPECT_EQ(loaded_by, std::this_thread::get_id());
 }
 
 TEST(Capture, SaysThatNothingHasCome) {
@@ -335,7 +345,11 @@ TEST_F(StandardInput, ThatEndsWithinAFrameIsRefused) {
   EXPECT_EQ(message, "standard input ends within a frame: 4 of 6 bytes; is --size right?");
 }
 
-TEST_F(StandardInput, StopsThoughNothingComes) { Capture capture("-", options_); }
+TEST_F(StandardInput, StopsThoughNothingComes) {
+  loaded_by = {};
+  Capture capture("-", options_);
+  EXPECT_EQ(loaded_by, std::thread::id());  // OpenCV does not read it
+}
 
 TEST(Uri, OfSources) {
   const std::string behind = " ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1";
@@ -386,7 +400,7 @@ TEST(Uri, OfRandomBytes) {
 
 namespace sifa {
 
-void load_video_library() {}
+void load_video_library() { loaded_by = std::this_thread::get_id(); }
 
 std::unique_ptr<Source> open_video_source(const SourceUri&) { return opened(); }
 

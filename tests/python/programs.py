@@ -1,4 +1,4 @@
-"""The sifa-run that is tested: the installed one, or that of another build, which SIFA_TEST_RUN names.
+"""Runs the sifa-run that is tested, to its end or until it is stopped: the installed one, or SIFA_TEST_RUN's.
 
 Nothing here imports torch: a test inside qemu would wait for it for a minute.
 """
@@ -49,11 +49,12 @@ def parsed(output):
     return predictions, last["summary"]
 
 
-def refused(*arguments):
+def refused(*arguments, code=2):
     """What it says, in one line."""
     done = subprocess.run(command(*arguments), capture_output=True, timeout=TIMEOUT, text=True)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == code, done.stderr
     assert not done.stdout
+    assert done.stderr.count("\n") == 1
     return done.stderr
 
 
@@ -101,7 +102,7 @@ class Following:
         return code, output, errors
 
 
-def assert_red(prediction):
+def is_sure(prediction, label):
+    """Whether a model of `colours.py` says that it sees this colour."""
     best = prediction["classes"][0]
-    assert best["label"] == "red"
-    assert best["probability"] > 0.7
+    return best["label"] == label and best["probability"] > 0.7

@@ -29,10 +29,10 @@ from PIL import Image
 from programs import (
     TIMEOUT,
     Following,
-    assert_red,
     command,
     find_sifa_run,
     follow,
+    is_sure,
     on_a_terminal,
     parsed,
     refused,
@@ -203,7 +203,7 @@ def test_red_is_red(data, gstreamer, tmp_path):
         predictions, _ = follow(model, source, "--stream", *size, **options)
         assert predictions
         for prediction in predictions:
-            assert_red(prediction)
+            assert is_sure(prediction, "red")
 
 
 def test_decisions_are_held(data):
@@ -232,7 +232,7 @@ def test_lines_for_people(data, tmp_path):
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 def test_a_pipeline_is_stopped_with_a_summary(data, gstreamer, with_signal):
     following = Following(data / "colour.pt", TEST_SOURCE.format(options="is-live=true"))
-    assert_red(following.read(3))
+    assert is_sure(following.read(3), "red")
     predictions, summary = following.stop(with_signal)
     assert summary["predictions"] == len(predictions) >= 3
     frames = summary["frames"]
@@ -241,7 +241,7 @@ def test_a_pipeline_is_stopped_with_a_summary(data, gstreamer, with_signal):
 
 def test_what_comes_too_fast_is_dropped_and_counted(data, gstreamer):
     following = Following(data / "slow.pt", TEST_SOURCE.format(options="is-live=true"))
-    assert_red(following.read(5))
+    assert is_sure(following.read(5), "red")
     predictions, summary = following.stop()
     frames = summary["frames"]
     assert frames["dropped"] > 0
@@ -272,7 +272,7 @@ def test_rtsp(data, gstreamer):
     try:
         port = int(server.stdout.readline())
         following = Following(data / "colour.pt", f"rtsp://127.0.0.1:{port}/red")
-        assert_red(following.read(3))
+        assert is_sure(following.read(3), "red")
         following.stop()
     finally:
         server.kill()
@@ -327,7 +327,7 @@ def test_mpeg_ts_over_udp_with_loss(data):
     sender = subprocess.Popen(encoder(f"udp://127.0.0.1:{sent}?pkt_size=376", options=["-re"]))
     try:
         following = Following(data / "colour.pt", f"udp://127.0.0.1:{received}")
-        assert_red(following.read(10))
+        assert is_sure(following.read(10), "red")
         following.stop()
     finally:
         sender.kill()
@@ -356,7 +356,7 @@ def test_a_server_that_dies_and_returns(data, some_seconds):
     first = threading.Thread(target=serve, args=(some_seconds, port))
     first.start()
     following = Following(data / "colour.pt", f"tcp://127.0.0.1:{port}?listen=0")
-    assert_red(following.read())
+    assert is_sure(following.read(), "red")
     first.join()
     second = threading.Thread(target=serve, args=(some_seconds, port))
     second.start()  # while it knocks in vain
@@ -459,7 +459,7 @@ def test_a_live_stream_over_http(data):
     server = threading.Thread(target=serve_http, args=(chunks, port, None, 0.05))
     server.start()
     following = Following(data / "colour.pt", f"http://127.0.0.1:{port}/live.flv")
-    assert_red(following.read(3))
+    assert is_sure(following.read(3), "red")
     _, summary = following.stop()
     server.join()
     assert summary["reconnections"] == 0
@@ -494,7 +494,7 @@ def test_a_sink_that_nobody_reads_holds_nothing_up(data, gstreamer, tmp_path):
             TEST_SOURCE.format(options="is-live=true"),
             f"gst://filesink location={tmp_path}/pipe",
         )
-        assert_red(following.read(40))
+        assert is_sure(following.read(40), "red")
         following.process.send_signal(signal.SIGTERM)
         code, summary, errors = following.fail()
     finally:
@@ -516,7 +516,7 @@ def test_mpeg_ts_as_a_sink(data, gstreamer):
     )
     sender.read(10)
     receiver = Following(data / "colour.pt", f"udp://127.0.0.1:{port}")
-    assert_red(receiver.read(3))
+    assert is_sure(receiver.read(3), "red")
     receiver.stop()
     sender.stop()
 
@@ -549,7 +549,7 @@ def test_rtp_as_a_sink(data, gstreamer, tmp_path):
     (tmp_path / "red.sdp").write_text(description)
     source = "gst://videotestsrc pattern=red is-live=true ! video/x-raw,width=161,height=121,framerate=25/1"
     sender = Following(data / "colour.pt", source, f"rtp://127.0.0.1:{port}")
-    assert_red(sender.read(3))
+    assert is_sure(sender.read(3), "red")
     arguments = ["-protocol_whitelist", "file,udp,rtp", "-i", tmp_path / "red.sdp", "-frames:v", "30"]
     done = subprocess.run(
         ["ffmpeg", *arguments, "-vf", "showinfo", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
