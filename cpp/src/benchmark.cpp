@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
-#include <iostream>
 #include <sstream>
 
 #include "durations.h"
 #include "peaks.h"
+#include "standard_output.h"
 
 namespace {
 
@@ -97,17 +97,10 @@ ordered_json roofline(const sifa::Metadata& metadata, const BenchmarkArguments& 
           {"floor_over_p50", floor_ms / model_ms}};
 }
 
-void print(const ordered_json& result, bool as_json) {
-  if (as_json) {
-    std::cout << result.dump() << std::endl;
-  } else {
-    for (const auto& [name, value] : result.items()) {
-      std::cout << name << ": " << (value.is_string() ? value.get<std::string>() : value.dump()) << "\n";
-    }
-    std::cout << std::flush;
-  }
-  if (!std::cout) {
-    throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
+void report(const ordered_json& result, bool as_json) {
+  if (as_json) return print(as_line(result));
+  for (const auto& [name, value] : result.items()) {
+    print(name + ": " + (value.is_string() ? value.get<std::string>() : value.dump()));
   }
 }
 
@@ -122,12 +115,6 @@ void benchmark(const BenchmarkArguments& arguments) {
         "--benchmark reads a video for one clip at a time only: leave SOURCE away for streams and "
         "batches");
   }
-  // As wide as most videos are for their height.
-  const std::int64_t height = metadata.input_size[0] * 8 / 7, width = height * 4 / 3;
-  std::vector<std::uint8_t> frames(
-      static_cast<std::size_t>(arguments.batch * metadata.num_frames * height * width * 3));
-  for (std::size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<std::uint8_t>(i * 7 + (i >> 9));
-
   const auto begin = steady_clock::now();
   std::optional<sifa::Classifier> classifier;
   std::optional<sifa::StreamBatch> streams;
@@ -139,6 +126,11 @@ void benchmark(const BenchmarkArguments& arguments) {
     classifier.emplace(arguments.model, arguments.options);
   }
   const double load_ms = milliseconds(steady_clock::now() - begin);
+  // As wide as most videos are for their height. Every stream is pushed the same frame.
+  const std::int64_t height = metadata.input_size[0] * 8 / 7, width = height * 4 / 3;
+  const std::int64_t count = is_stream ? 1 : arguments.batch * metadata.num_frames;
+  std::vector<std::uint8_t> frames(static_cast<std::size_t>(count * height * width * 3));
+  for (std::size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<std::uint8_t>(i * 7 + (i >> 9));
   const auto round = is_stream ? stream_round(*streams, frames, height, width)
                                : clip_round(*classifier, arguments, frames, height, width);
   const Round first = round();
@@ -158,21 +150,21 @@ void benchmark(const BenchmarkArguments& arguments) {
   for (Times* times : {&decode, &model, &total}) std::sort(times->begin(), times->end());
   const std::int64_t frame_bytes =
       arguments.batch * (is_stream ? metadata.temporal_stride : metadata.num_frames) * height * width * 3;
-  print({{"model", arguments.model},
-         {"kind", metadata.kind},
-         {"format", metadata.format},
-         {"frames",
-          arguments.video.empty() ? std::to_string(height) + "x" + std::to_string(width) : arguments.video},
-         {"batch", arguments.batch},
-         {"rounds", arguments.rounds},
-         {"load_ms", load_ms},
-         {"first_ms", first.decode_ms + first.model_ms},
-         {"decode_ms", arguments.video.empty() ? ordered_json(nullptr) : percentiles(decode)},
-         {"model_ms", percentiles(model)},
-         {"total_ms", percentiles(total)},
-         {"per_second", static_cast<double>(arguments.rounds * arguments.batch) / seconds},
-         {"roofline", roofline(metadata, arguments, frame_bytes, percentile(model, 0.5))},
-         {"resident_mb", resident},
-         {"peak_resident_mb", peak_resident}},
-        arguments.json);
+  report({{"model", arguments.model},
+          {"kind", metadata.kind},
+          {"format", metadata.format},
+          {"frames",
+           arguments.video.empty() ? std::to_string(height) + "x" + std::to_string(width) : arguments.video},
+          {"batch", arguments.batch},
+          {"rounds", arguments.rounds},
+          {"load_ms", load_ms},
+          {"first_ms", first.decode_ms + first.model_ms},
+          {"decode_ms", arguments.video.empty() ? ordered_json(nullptr) : percentiles(decode)},
+          {"model_ms", percentiles(model)},
+          {"total_ms", percentiles(total)},
+          {"per_second", static_cast<double>(arguments.rounds * arguments.batch) / seconds},
+          {"roofline", roofline(metadata, arguments, frame_bytes, percentile(model, 0.5))},
+          {"resident_mb", resident},
+          {"peak_resident_mb", peak_resident}},
+         arguments.json);
 }

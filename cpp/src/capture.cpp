@@ -50,8 +50,10 @@ struct Capture::Impl {
   std::int64_t length = 0;  // of a recording behind a URL, in frames; 0 of all else
 
   // The thread's own.
-  std::int64_t given = 0;      // frames since the source was last opened
-  std::int64_t ended_at = -1;  // `given` when it last ended
+  std::int64_t given = 0;           // frames since the source was last opened
+  std::int64_t ended_at = -1;       // `given` when it last ended
+  steady_clock::time_point lost{};  // when it last ceased to give frames
+  milliseconds next_pause{};        // before it is opened again
 
   std::atomic<bool> stop{false};
   std::thread thread;
@@ -68,6 +70,7 @@ struct Capture::Impl {
   void open_first();
   void read_until_it_ends();
   bool is_lost();
+  bool is_given_up() const;
   bool reopen();
   bool put(CapturedFrame frame);
   bool pause(milliseconds duration);
@@ -113,6 +116,10 @@ void Capture::Impl::read_until_it_ends() {
       }
     }
     if (!source->read(frame)) return;
+    if (given == 0 && captured > 0) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      ++reconnections;
+    }
     if (given++ < known) continue;
     frame.begins = given == 1;
     frame.time = steady_clock::now();
@@ -128,19 +135,27 @@ bool Capture::Impl::is_lost() {
   return !is_complete && std::exchange(ended_at, given) != given;
 }
 
-// Tries to get a lost source back; false when the capture is to stop.
+bool Capture::Impl::is_given_up() const {
+  return options.give_up_after.count() > 0 && steady_clock::now() - lost >= options.give_up_after;
+}
+
+// Tries to get a lost source back; false when the capture is to stop. One that opens but gives no frame, as a
+// camera may, is as lost as before; one that never gave any is refused.
 bool Capture::Impl::reopen() {
-  const auto begin = steady_clock::now();
   source.reset();
-  for (milliseconds wait = kFirstPause; pause(wait); wait = std::min(2 * wait, kLongestPause)) {
+  if (given > 0) {
+    lost = steady_clock::now();
+    next_pause = kFirstPause;
+  } else if (captured == 0 || is_given_up()) {
+    throw Error(ErrorCode::kVideoHasNoFrames,
+                "video has no frames: " + one_line(uri.what) + " opens, but gives none");
+  }
+  while (pause(std::exchange(next_pause, std::min(2 * next_pause, kLongestPause)))) {
     try {
       source = open();
-      const std::lock_guard<std::mutex> lock(mutex);
-      ++reconnections;
       return true;
     } catch (const Error&) {
-      if (options.give_up_after.count() == 0 || steady_clock::now() - begin < options.give_up_after) continue;
-      throw;
+      if (is_given_up()) throw;
     }
   }
   return false;

@@ -7,13 +7,13 @@
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "async_sink.h"
 #include "durations.h"
 #include "one_line.h"
 #include "sifa/hysteresis.h"
+#include "standard_output.h"
 #include "top_classes.h"
 #include "uri.h"
 
@@ -69,7 +69,7 @@ class Follower {
         {"model_ms", model_.percentiles()}};
     if (sink_) summary["sink"] = {{"written", sink_->written()}, {"dropped", sink_->dropped()}};
     if (arguments_.json) {
-      print(ordered_json{{"summary", summary}}.dump());
+      print(as_line({{"summary", summary}}));
       return;
     }
     const auto line = [](const char* name, const ordered_json& value) {
@@ -144,15 +144,7 @@ class Follower {
     ordered_json line = {{"frame", frame.index}, {"time_s", seconds}, {"latency_ms", latency}};
     if (hysteresis_) line["decision"] = decision ? ordered_json(labels[*decision]) : ordered_json(nullptr);
     line["classes"] = as_json(best, probabilities, labels);
-    // A label need not be UTF-8; JSON must.
-    print(line.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
-  }
-
-  static void print(const std::string& line) {
-    std::cout << line << std::endl;
-    if (!std::cout) {
-      throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
-    }
+    print(as_line(line));
   }
 
   const FollowArguments& arguments_;

@@ -178,9 +178,10 @@ Metadata parse(const std::string& text, const std::string& path) {
     if (!FieldReader::in_range(size[i], 1, kMaxSide)) fields.refuse("input_size", kSize);
     metadata.input_size[i] = size[i].get<std::int64_t>();
   }
-  if (static_cast<std::uint64_t>(metadata.num_frames * metadata.input_size[0] * metadata.input_size[1] * 3) >
-      kMaxReferenceSize) {
-    fields.refuse("input_size", "such that a clip has at most 1 GiB");
+  const std::int64_t pixels =
+      (metadata.input_size[0] + kReferenceBorder[0]) * (metadata.input_size[1] + kReferenceBorder[1]);
+  if (static_cast<std::uint64_t>(metadata.num_frames * pixels * 3) > kMaxReferenceSize) {
+    fields.refuse("input_size", "such that a clip, 17 pixels higher and 40 wider, has at most 1 GiB");
   }
 
   const FieldReader reference(fields.object("reference"), path, "reference.");

@@ -56,8 +56,8 @@ std::vector<float> last_outputs(Engine& engine, const Metadata& metadata, Frames
 }
 
 void check_reference(Engine& engine, const Metadata& metadata, const std::string& path) {
-  const std::int64_t height = metadata.input_size[0] + 17;
-  const std::int64_t width = metadata.input_size[1] + 40;
+  const std::int64_t height = metadata.input_size[0] + kReferenceBorder[0];
+  const std::int64_t width = metadata.input_size[1] + kReferenceBorder[1];
   const std::vector<std::uint8_t> frames = reference_frames(metadata.num_frames, height, width);
   std::vector<float> outputs;
   try {

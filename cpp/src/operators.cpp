@@ -2,7 +2,6 @@
 #include "operators.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/detail/CUDAHooksInterface.h>
 #include <torch/csrc/jit/frontend/function_schema_parser.h>
 
 #include <cstdlib>
@@ -26,49 +25,55 @@ bool has_cuda_kernel(const c10::OperatorHandle& handle) {
   return handle.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
+// From asking the dispatcher until the library is loaded.
+std::mutex mutex;
+
+bool is_given() {
+  const char* given = std::getenv("SIFA_OPS_LIBRARY");
+  return given != nullptr && given[0] != '\0';
+}
+
+std::string operator_library() {
+  std::string path = is_given() ? std::getenv("SIFA_OPS_LIBRARY") : library_folder() + "/libsifa_ops.so";
+  if (path.find('/') == std::string::npos)
+    path = "./" + path;  // a file, not a name for the linker to look for
+  return path;
+}
+
 void load(const std::string& path, const std::string& way_out) {
   std::string reason;
   if (!file_exists(path)) {
     throw Error(ErrorCode::kOperatorLibrary, "operator library not found: " + path + "; " + way_out);
   }
   if (open_library(path, reason) == nullptr) {
-    throw Error(ErrorCode::kOperatorLibrary, "operator library cannot be loaded: " + one_line(reason));
+    throw Error(ErrorCode::kOperatorLibrary,
+                "operator library cannot be loaded: " + one_line(reason) + "; " + way_out);
   }
 }
 
 }  // namespace
 
 void load_operators() {
-  static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
-  const char* given = std::getenv("SIFA_OPS_LIBRARY");
-  const bool is_given = given != nullptr && given[0] != '\0';
-  std::string path = is_given ? given : library_folder() + "/libsifa_ops.so";
-  if (path.find('/') == std::string::npos)
-    path = "./" + path;  // a file, not a name for the linker to look for
-
-  auto found = find_operator();
-  if (!found) {
-    load(path, is_given ? "that is what SIFA_OPS_LIBRARY says"
+  if (find_operator()) return;
+  const std::string path = operator_library();
+  load(path, is_given() ? "that is what SIFA_OPS_LIBRARY says"
                         : "set SIFA_OPS_LIBRARY to the libsifa_ops.so of your installation");
-    found = find_operator();
-    if (!found) {
-      throw Error(ErrorCode::kOperatorLibrary,
-                  path + " is not SIFA's operator library: it does not define " + kName);
-    }
-  }
-  // Without a GPU there are no CUDA tensors, and the CUDA half is not needed.
-  const std::string cuda = path.substr(0, path.rfind('/')) + "/libsifa_ops_cuda.so";
-  if (!has_cuda_kernel(*found) && at::detail::getCUDAHooks().deviceCount() > 0 && file_exists(cuda)) {
-    load(cuda, "");
+  if (!find_operator()) {
+    throw Error(ErrorCode::kOperatorLibrary,
+                path + " is not SIFA's operator library: it does not define " + kName);
   }
 }
 
 void require_cuda_kernels() {
+  load_operators();
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (has_cuda_kernel(*find_operator())) return;
+  const std::string path = operator_library();
+  load(path.substr(0, path.rfind('/')) + "/libsifa_ops_cuda.so", "build SIFA with CUDA, or use device cpu");
   if (!has_cuda_kernel(*find_operator())) {
     throw Error(ErrorCode::kOperatorLibrary,
-                "there is no libsifa_ops_cuda.so beside the operator library: build SIFA with CUDA, or use "
-                "device cpu");
+                "libsifa_ops_cuda.so has no kernels for this operator: build SIFA again, or use device cpu");
   }
 }
 

@@ -19,6 +19,7 @@
 #include "one_line.h"
 #include "sifa/classifier.h"
 #include "sifa/doctor.h"
+#include "standard_output.h"
 #include "top_classes.h"
 #include "uri.h"
 
@@ -49,8 +50,7 @@ std::string result_json(const Arguments& arguments, const sifa::Classifier& clas
         {"decode", prediction.decode_ms},
         {"model", prediction.model_ms},
         {"total", total_ms}}}};
-  // A path need not be UTF-8; JSON must.
-  return result.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+  return as_line(result);
 }
 
 std::string result_text(const Arguments& arguments, const sifa::Classifier& classifier,
@@ -70,7 +70,7 @@ std::string result_text(const Arguments& arguments, const sifa::Classifier& clas
   std::snprintf(number, sizeof number, "%.0f ms, decode %.0f ms, model %.0f ms", load_ms,
                 prediction.decode_ms, prediction.model_ms);
   text << "load " << number;
-  std::snprintf(number, sizeof number, ", total %.0f ms\n", total_ms);
+  std::snprintf(number, sizeof number, ", total %.0f ms", total_ms);
   text << number;
   return text.str();
 }
@@ -84,11 +84,8 @@ void classify(const Arguments& arguments) {
   const double load_ms = elapsed_ms();
   const sifa::VideoPrediction prediction =
       classifier.classify(sifa::parse_source(arguments.follow.source).what);
-  std::cout << (arguments.follow.json ? result_json : result_text)(arguments, classifier, prediction, load_ms,
-                                                                   elapsed_ms())
-            << std::flush;
-  if (!std::cout)
-    throw sifa::Error(sifa::ErrorCode::kOther, "the result cannot be written to standard output");
+  print((arguments.follow.json ? result_json : result_text)(arguments, classifier, prediction, load_ms,
+                                                            elapsed_ms()));
 }
 
 // A clip's model classifies a file as a whole, unless it is asked to slide over it.
@@ -130,12 +127,11 @@ void print_findings(bool json) {
                     {"problem", finding.problem},
                     {"fix", finding.fix}});
     if (json) continue;
-    std::cout << finding.name << ": " << finding.value << "\n";
-    if (!finding.problem.empty()) std::cout << "  problem: " << finding.problem << "\n";
-    if (!finding.fix.empty()) std::cout << "  fix: " << finding.fix << "\n";
+    print(finding.name + ": " + finding.value);
+    if (!finding.problem.empty()) print("  problem: " + finding.problem);
+    if (!finding.fix.empty()) print("  fix: " + finding.fix);
   }
-  if (json) std::cout << list.dump() << "\n";
-  std::cout << std::flush;
+  if (json) print(as_line(list));
   if (has_problem) throw sifa::Error(sifa::ErrorCode::kOther, "there are problems: see above");
 }
 
@@ -145,7 +141,7 @@ void run(Arguments& arguments) {
   } else if (arguments.follow.model.empty()) {
     throw sifa::Error(sifa::ErrorCode::kInvalidArgument, "MODEL is required; see sifa-run --help");
   } else if (arguments.no_exec) {
-    std::cout << sifa::read_metadata(arguments.follow.model).json << std::endl;
+    print(sifa::read_metadata(arguments.follow.model).json);
   } else if (arguments.is_benchmark) {
     const FollowArguments& given = arguments.follow;
     benchmark({given.model, benchmarked_video(given.source), arguments.batch, arguments.rounds, given.json,

@@ -57,7 +57,7 @@ class VideoSource : public Source {
                                                             cv::CAP_PROP_READ_TIMEOUT_MSEC, kNetworkPatience}
                                          : std::vector<int>{};
     if (!capture_.open(what, backend, parameters)) cannot_open(name_, reason(uri));
-    if (uri.kind == SourceKind::kPath) {
+    if (uri.kind == SourceKind::kPath || uri.kind == SourceKind::kNetwork) {
       capture_.set(cv::CAP_PROP_ORIENTATION_AUTO, 0);
       quarter_turns_ = quarter_turns(capture_);
     }

@@ -113,9 +113,10 @@ TEST(Capture, HasPatienceWithTheSourceAfterWhatReadsItIsLoaded) {
 
 TEST(Capture, SaysThatNothingHasCome) {
   std::promise<void> release;
-  opened = [&] { return std::make_unique<Frames>(0, [&] { return release.get_future().wait(), false; }); };
+  opened = [&] { return std::make_unique<Frames>(1, [&] { return release.get_future().wait(), false; }); };
   Capture capture("udp://127.0.0.1:1");
   CapturedFrame frame;
+  ASSERT_EQ(next(capture, frame), Status::kFrame);
   EXPECT_EQ(capture.read(frame, std::chrono::milliseconds(1)), Status::kNothingYet);
   opened = [] { return std::make_unique<Frames>(1); };
   release.set_value();
@@ -229,6 +230,29 @@ TEST(Capture, GivesUp) {
   EXPECT_EQ(message, "there is no server");
 }
 
+// As a camera may, of which only reading says whether it gives anything.
+TEST(Capture, RefusesWhatOpensButGivesNoFrame) {
+  opened = [] { return std::make_unique<Frames>(0); };
+  Capture capture("/dev/video7");
+  CapturedFrame frame;
+  std::string message;
+  EXPECT_EQ(code_of([&] { next(capture, frame); }, &message), ErrorCode::kVideoHasNoFrames);
+  EXPECT_EQ(message, "video has no frames: /dev/video7 opens, but gives none");
+}
+
+TEST(Capture, GivesUpWhatOpensAgainButGivesNoFrame) {
+  std::atomic<int> openings{0};
+  opened = [&] { return std::make_unique<Frames>(openings++ == 0 ? 1 : 0); };
+  SourceOptions options;
+  options.give_up_after = std::chrono::milliseconds(600);  // it is opened after 0, 250 and 750
+  Capture capture("rtsp://127.0.0.1/x", options);
+  CapturedFrame frame;
+  EXPECT_EQ(next(capture, frame), Status::kFrame);
+  EXPECT_EQ(code_of([&] { next(capture, frame); }), ErrorCode::kVideoHasNoFrames);
+  EXPECT_LE(openings, 3);
+  EXPECT_EQ(capture.reconnections(), 0);
+}
+
 TEST(Capture, PassesOnWhatIsWrongWithAFile) {
   opened = [] {
     return std::make_unique<Frames>(
@@ -248,10 +272,18 @@ TEST(Capture, PassesOnWhatIsWrongWithAFile) {
   EXPECT_EQ(code_of([&] { Capture("clip.mp4", options); }), ErrorCode::kInvalidArgument);
 }
 
+// A thread that does not stop is left alone after six seconds.
+void expect_to_stop(std::unique_ptr<Capture> capture) {
+  const auto begin = std::chrono::steady_clock::now();
+  capture.reset();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+}
+
 TEST(Capture, StopsWhileTheQueueIsFull) {
   opened = [] { return std::make_unique<Frames>(1000000); };
-  Capture capture("clip.mp4");
-  wait_until([&] { return capture.captured() >= 2; });
+  auto capture = std::make_unique<Capture>("clip.mp4");
+  wait_until([&] { return capture->captured() >= 2; });
+  expect_to_stop(std::move(capture));
 }
 
 TEST(Capture, StopsWhileItWaitsForALostSource) {
@@ -260,8 +292,9 @@ TEST(Capture, StopsWhileItWaitsForALostSource) {
     if (openings++ == 0) return std::make_unique<Frames>(1);
     throw Error(ErrorCode::kVideoCannotBeOpened, "there is no server");
   };
-  Capture capture("tcp://127.0.0.1:1");
+  auto capture = std::make_unique<Capture>("tcp://127.0.0.1:1");
   wait_until([&] { return openings >= 2; });
+  expect_to_stop(std::move(capture));
 }
 
 // A reader of GStreamer's may never return. It is left alone, and what it uses outlives the Capture.
@@ -347,8 +380,9 @@ TEST_F(StandardInput, ThatEndsWithinAFrameIsRefused) {
 
 TEST_F(StandardInput, StopsThoughNothingComes) {
   loaded_by = {};
-  Capture capture("-", options_);
+  auto capture = std::make_unique<Capture>("-", options_);
   EXPECT_EQ(loaded_by, std::thread::id());  // OpenCV does not read it
+  expect_to_stop(std::move(capture));
 }
 
 TEST(Uri, OfSources) {

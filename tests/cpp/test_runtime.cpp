@@ -90,6 +90,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadModel{"no_frames.pt", ErrorCode::kNotAModel, "num_frames must be an integer from 1"},
         BadModel{"absurd_frames.pt", ErrorCode::kNotAModel, "num_frames must be an integer from 1"},
         BadModel{"absurd_size.pt", ErrorCode::kNotAModel, "at most 1 GiB"},
+        BadModel{"absurd_shape.pt", ErrorCode::kNotAModel, "at most 1 GiB"},
         BadModel{"empty.pt", ErrorCode::kDamagedModel, "damaged or truncated"},
         BadModel{"no_code.pt", ErrorCode::kDamagedModel, "not loadable by"},
         BadModel{"frames.pt", ErrorCode::kDamagedModel,

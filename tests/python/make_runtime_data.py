@@ -190,6 +190,8 @@ def make_models(folder: Path) -> Path:
     with_metadata(good, folder / "no_frames.pt", num_frames=0)
     with_metadata(good, folder / "absurd_frames.pt", num_frames=2**63)
     with_metadata(good, folder / "absurd_size.pt", input_size=[16384, 16384], num_frames=16384)
+    # The reference input is higher and wider.
+    with_metadata(good, folder / "absurd_shape.pt", input_size=[1, 16384], num_frames=16384)
     with_metadata(
         good, folder / "operator.pt", operator_schema="sifa::inter_frame_attention(Tensor query) -> Tensor"
     )

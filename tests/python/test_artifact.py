@@ -181,7 +181,11 @@ def test_nothing_is_written_when_export_fails(model, tmp_path):
         (with_field(num_frames=0), "num_frames must be an integer from 1 to 16384, got 0"),
         (with_field(frame_stride="x"), "frame_stride must be an integer from 1 to .*, got 'x'"),
         (with_field(input_size=[112]), r"input_size must be \[height, width\], each from 1 to 16384, got"),
-        (with_field(input_size=[16384, 16384]), "input_size must be such that a clip has at most 1 GiB"),
+        (with_field(input_size=[16384, 16384]), "input_size must be such that a clip, .*, has at most 1 GiB"),
+        (
+            with_field(input_size=[1, 16384], num_frames=16384),
+            "17 pixels higher and 40 wider, has at most 1 GiB",
+        ),
         (with_field(reference={}), "reference.probabilities must be a list of 5 numbers, .* got None"),
         (
             with_field(reference={"probabilities": [0, 0, 0, 0, 10**400], "tolerance": 1}),

@@ -170,10 +170,17 @@ def test_raw_frames_on_standard_input(data):
     assert_same(predictions, expected(data / "stream.pt", frames))
 
 
-def test_a_rotated_file_is_upright(data):
-    predictions, _ = follow(data / "colour.pt", data / "rotated_90.mp4", "--stream")
-    upright = np.rot90(pattern(11, 20, 30), -1, (1, 2))
-    assert_same(predictions, expected(data / "colour.pt", upright))
+@pytest.mark.parametrize("place", ["", "file", "http"])
+@pytest.mark.parametrize("degrees", [90, 180])
+def test_a_rotated_file_is_upright(data, http_port, place, degrees):
+    source = data / f"rotated_{degrees}.mp4"
+    if place == "file":
+        source = f"file://{source}"
+    elif place == "http":
+        source = f"http://127.0.0.1:{http_port}/{source.name}"
+    predictions, _ = follow(data / "stream.pt", source)
+    upright = np.rot90(pattern(11, 20, 30), -degrees // 90, (1, 2))
+    assert_same(predictions, expected(data / "stream.pt", np.ascontiguousarray(upright)))
 
 
 def test_frames_of_another_size_begin_anew(data, tmp_path):

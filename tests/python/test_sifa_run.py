@@ -172,6 +172,11 @@ def test_unusual_names(data: Path, tmp_path: Path) -> None:
     shutil.copy(data / "clip.mkv", odd)
     result = subprocess.run([find_sifa_run(), data / "model.pt", odd, "--json"], capture_output=True)
     assert json.loads(result.stdout)["video"].endswith("clip\N{REPLACEMENT CHARACTER}.mkv")
+    odd = os.fsencode(tmp_path) + b"/model\xff.pt"
+    shutil.copy(data / "model.pt", odd)
+    arguments = ["--benchmark", "--json", "--rounds", "1"]
+    result = subprocess.run([find_sifa_run(), odd, *arguments], capture_output=True)
+    assert json.loads(result.stdout)["model"].endswith("model\N{REPLACEMENT CHARACTER}.pt")
 
 
 def test_help_and_version() -> None:
@@ -311,13 +316,21 @@ def test_what_lies_beside_the_runtime_is_found_or_named(data: Path, tmp_path: Pa
     assert run().returncode == 0
 
 
-def test_full_output_device(data: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("model.pt", "clip.mkv"),
+        ("model.pt", "clip.mkv", "--stream"),
+        ("model.pt", "--no-exec"),
+        ("model.pt", "--benchmark", "--rounds", "1"),
+        ("--doctor",),
+        ("--doctor", "--json"),
+    ],
+)
+def test_full_output_device(data: Path, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [find_sifa_run(), data / "model.pt", data / "clip.mkv"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
+            [find_sifa_run(), *arguments], cwd=data, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert result.returncode == 1
     assert result.stderr == "sifa-run: the result cannot be written to standard output\n"

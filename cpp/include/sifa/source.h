@@ -58,8 +58,8 @@ class SIFA_API Capture {
 
   enum class Status { kFrame, kNothingYet, kEnd };
 
-  /// Waits for the next frame, up to `timeout`. Throws Error(kVideoCannotBeOpened) when frames cannot be
-  /// decoded or a live source did not come back in time.
+  /// Waits for the next frame, up to `timeout`. Throws Error: kVideoCannotBeOpened (frames cannot be decoded,
+  /// a live source did not come back in time), kVideoHasNoFrames (a live source opens, but gives no frame).
   Status read(CapturedFrame& frame, std::chrono::milliseconds timeout);
 
   bool is_live() const;

@@ -42,6 +42,9 @@ _KNOWN = {
 }
 """The values that this version can run."""
 
+REFERENCE_BORDER = (17, 40)
+"""How much higher and wider than the network's input the reference input is, in pixels."""
+
 # Above any sensible model's; they bound what a lying file can make a loader allocate.
 _MAX_METADATA = 16 << 20  # bytes
 _MAX_FRAMES = 1 << 14
@@ -303,8 +306,13 @@ def _check_metadata(path: Path, metadata: Any) -> None:
             and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in value)
         ),
     )
-    fits = num_frames * height * width * 3 <= _MAX_REFERENCE
-    field("input_size", "such that a clip has at most 1 GiB", lambda value: fits)
+    pixels = (height + REFERENCE_BORDER[0]) * (width + REFERENCE_BORDER[1])
+    fits = num_frames * pixels * 3 <= _MAX_REFERENCE
+    field(
+        "input_size",
+        "such that a clip, 17 pixels higher and 40 wider, has at most 1 GiB",
+        lambda value: fits,
+    )
     field(
         "reference.probabilities",
         f"a list of {len(labels)} numbers, one per label",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..preprocessing import ClipPreprocessing
+from .metadata import REFERENCE_BORDER
 
 if TYPE_CHECKING:
     from ..models import VideoClassifier
@@ -47,15 +48,13 @@ def reference_frames(num_frames: int, input_size: Sequence[int]) -> Tensor:
     The same integers in every language. Somewhat larger than the network's input, and wider than high, so
     that resize and crop both have work to do.
     """
-    t, y, x, c = torch.meshgrid(
-        torch.arange(num_frames),
-        torch.arange(input_size[0] + 17),
-        torch.arange(input_size[1] + 40),
-        torch.arange(3),
-        indexing="ij",
-    )
-    value = 17 * t * x + 7 * y + 13 * x + 31 * t + 61 * c + ((x * y) >> 3)
-    return (value & 255).to(torch.uint8).unsqueeze(0)
+    height, width = (size + border for size, border in zip(input_size, REFERENCE_BORDER, strict=True))
+    t, y, x, c = (torch.arange(size, dtype=torch.int32) for size in (num_frames, height, width, 3))
+    t, y, x = (t & 255).view(-1, 1, 1, 1), y.view(-1, 1, 1), x.view(-1, 1)
+    # 17tx + 7y + 13x + 31t + 61c + xy/8, in bytes, which wrap, before it has the size of the input.
+    terms = (17 * t * x + 31 * t, 7 * y + 13 * x + ((x * y) >> 3), 61 * c)
+    of_frames, of_pixels, of_colours = ((term & 255).to(torch.uint8) for term in terms)
+    return (of_frames + of_pixels + of_colours).unsqueeze(0)
 
 
 def on_reference(step: Step, kind: str, frames: Tensor, stride: int, state: list[Tensor]) -> Tensor:
