@@ -45,6 +45,14 @@ SIFA_INLINE bool with_constant(int64_t number, const Body& body) {
   return false;
 }
 
+// The frame of the memory that the index-th frame of all attends to; null if there is none.
+template <typename T>
+SIFA_INLINE const T* memory_of(const InterFrameAttention& call, int64_t index) {
+  if (index >= call.batch * call.frames) return nullptr;
+  const int64_t m = neighbour_frame(call, index % call.frames);
+  return m < 0 ? nullptr : pixel<T>(call.memory, call.memory_strides, index / call.frames, m, 0, 0);
+}
+
 // Where a tile lies: its first pixel, and how many of its rows and columns are inside the frame.
 struct Tile {
   int64_t n, t, y, x;
@@ -74,6 +82,22 @@ struct Tile {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(*pixel));
     const int64_t count = call.channels < 8 * kLine ? call.channels : 8 * kLine;
     for (int64_t c = 0; c < count; c += kLine) __builtin_prefetch(pixel + c, kWritten);
+  }
+
+  // Fetches into the second-level cache the pixel of the memory that the tiles below a pixel read first: from
+  // farther away, or from the next frame, it came too late. A quarter of the forward's time at 128 channels.
+  template <typename T>
+  SIFA_INLINE void fetch_below(const InterFrameAttention& call, const T* memory, const T* next_memory,
+                               int64_t row, int64_t column) const {
+    row += kTileSize + call.dilation * (call.kernel_size / 2) + 1;
+    if (row >= call.height) {
+      memory = next_memory;
+      row -= call.height;
+    }
+    if (memory == nullptr || row >= call.height) return;
+    const T* below = memory + row * call.memory_strides.row + column * call.memory_strides.column;
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    for (int64_t c = 0; c < call.channels; c += kLine) __builtin_prefetch(below + c, 0, 2);
   }
 
   // Calls body(y, x, lane) for the pixels inside the frame.
@@ -597,6 +621,7 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
     const Tile tile(call, index);
     const int64_t m = neighbour_frame(call, tile.t);
     const T* frame = pixel<T>(call.memory, call.memory_strides, tile.n, m < 0 ? 0 : m, 0, 0);
+    const T* next_frame = memory_of<T>(call, tile.n * call.frames + tile.t + 1);
     if (m >= 0) {
       located.locate(tile);
       if constexpr (kFootprint) {
@@ -618,6 +643,7 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
       T* output = output_at(y, x);
       tile.fetch_next<false>(call, y, x, query_at);
       tile.fetch_next<true>(call, y, x, output_at);
+      tile.fetch_below(call, frame, next_frame, y, x);
       if constexpr (kFootprint) footprint.list(located, lane, taps, count, 0, call.height);
       for (int64_t channel = 0; channel < call.channels; channel += channels) {
         if constexpr (kBlocks > 0) {
