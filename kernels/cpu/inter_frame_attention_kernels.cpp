@@ -85,7 +85,8 @@ struct Tile {
   }
 
   // Fetches into the second-level cache the pixel of the memory that the tiles below a pixel read first: from
-  // farther away, or from the next frame, it came too late. A quarter of the forward's time at 128 channels.
+  // farther away, or from the next frame, it came too late. A sixth to a quarter of the forward's time at 128
+  // channels.
   template <typename T>
   SIFA_INLINE void fetch_below(const InterFrameAttention& call, const T* memory, const T* next_memory,
                                int64_t row, int64_t column) const {
@@ -731,6 +732,7 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
     tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
       tile.fetch_next<false>(call, y, x, query_at);
       tile.fetch_next<false>(call, y, x, grad_at);
+      // Not fetch_below, which was slower here: 10.3 instead of 7.2 ms at 128 channels.
       tile.fetch_next<true>(call, y, x, target_at);
       const int count = m < 0 ? 0 : located.contributing(lane, taps);
       const int64_t position = dense_pixel(call, call.frames, tile.n, tile.t, y, x);
