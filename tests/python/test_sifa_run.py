@@ -391,4 +391,5 @@ def test_sifa_tiny_in_memory(tmp_path: Path) -> None:
     result = benchmark(tmp_path / "stream.pt", "--batch", 3, "--rounds", 2)
     assert (result["kind"], result["batch"]) == ("streaming", 3)
     assert result["resident_mb"]["anonymous"] < 400
+    assert result["resident_mb"]["all"] < 700
     assert result["resident_mb"]["all"] <= result["peak_resident_mb"]
