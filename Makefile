@@ -24,7 +24,7 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml scripts/sifa_build_backend.py \
                $(shell find kernels cpp cmake python/bindings 2>/dev/null)
 PYTEST := $(BIN)/python -m pytest
 # The servers, encoders and windows that streams are tested with.
-TEST_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools gstreamer1.0-x xvfb \
+TEST_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools gstreamer1.0-x xvfb openssl \
                  $(addprefix gstreamer1.0-plugins-,base good bad ugly)
 
 .PHONY: help

@@ -182,6 +182,14 @@ def test_what_is_not_installed_is_named(moved, tmp_path):
         assert message in done.stderr
 
 
+def test_another_version_is_not_found(moved, tmp_path):
+    text = LINK_OPS.format(components="ops").replace("Sifa CONFIG", "Sifa 99.0 CONFIG")
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    done = cmake("-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={moved}")
+    assert done.returncode != 0
+    assert "SifaConfig.cmake, version: " + sifa.__version__ in done.stderr
+
+
 @pytest.mark.slow
 def test_as_a_subdirectory_without_opencv(data, tmp_path):
     """It compiles everything, and only what is linked."""

@@ -4,6 +4,7 @@ The model says how red, green and blue its frames are, so that no source can mix
 waits for a certain time: a source is followed until it has answered, and all is bounded by `TIMEOUT`.
 """
 
+import contextlib
 import http.server
 import json
 import os
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -403,16 +405,36 @@ def facts(predictions):
     return [(p["frame"], p["classes"]) for p in predictions]
 
 
-@pytest.fixture(scope="module")
-def http_port(data):
-    """Of a server of the folder with the data."""
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=data)
+@contextlib.contextmanager
+def served(folder, context=None):
+    """The port of a server of the folder, by TLS if it has a context."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def http_port(data):
+    with served(data) as port:
+        yield port
+
+
+def test_a_recording_over_https(data, recording, tmp_path):
+    """Of a server that vouches for itself."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*request, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with served(data, context) as port:
+        predictions, _ = follow(data / "colour.pt", f"https://127.0.0.1:{port}/recording.mkv")
+    assert facts(predictions) == facts(recording)
 
 
 def test_a_recording_over_http_is_read_once_and_whole(data, recording, http_port):
