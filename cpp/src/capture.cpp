@@ -148,7 +148,8 @@ bool Capture::Impl::reopen() {
     next_pause = kFirstPause;
   } else if (captured == 0 || is_given_up()) {
     throw Error(ErrorCode::kVideoHasNoFrames,
-                "video has no frames: " + one_line(uri.what) + " opens, but gives none");
+                "video has no frames: " + one_line(uri.what) +
+                    " opens, but gives none: does anything send to it, or has another program taken it?");
   }
   while (pause(std::exchange(next_pause, std::min(2 * next_pause, kLongestPause)))) {
     try {
@@ -191,7 +192,7 @@ void Capture::Impl::run() {
         read_until_it_ends();
         if (!is_lost()) break;
       } catch (const Error&) {
-        if (!is_lost()) throw;
+        if (captured == 0 || !is_lost()) throw;  // what never gave a frame is not lost: it says why
       }
     }
   } catch (...) {

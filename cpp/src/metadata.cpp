@@ -181,7 +181,9 @@ Metadata parse(const std::string& text, const std::string& path) {
   const std::int64_t pixels =
       (metadata.input_size[0] + kReferenceBorder[0]) * (metadata.input_size[1] + kReferenceBorder[1]);
   if (static_cast<std::uint64_t>(metadata.num_frames * pixels * 3) > kMaxReferenceSize) {
-    fields.refuse("input_size", "such that a clip, 17 pixels higher and 40 wider, has at most 1 GiB");
+    fields.refuse("input_size", "such that a clip, " + std::to_string(kReferenceBorder[0]) +
+                                    " pixels higher and " + std::to_string(kReferenceBorder[1]) +
+                                    " wider, has at most 1 GiB");
   }
 
   const FieldReader reference(fields.object("reference"), path, "reference.");

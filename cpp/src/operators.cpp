@@ -25,7 +25,7 @@ bool has_cuda_kernel(const c10::OperatorHandle& handle) {
   return handle.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
-// From asking the dispatcher until the library is loaded.
+// Held from asking the dispatcher until the library is loaded.
 std::mutex mutex;
 
 bool is_given() {

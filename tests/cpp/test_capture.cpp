@@ -237,7 +237,22 @@ TEST(Capture, RefusesWhatOpensButGivesNoFrame) {
   CapturedFrame frame;
   std::string message;
   EXPECT_EQ(code_of([&] { next(capture, frame); }, &message), ErrorCode::kVideoHasNoFrames);
-  EXPECT_EQ(message, "video has no frames: /dev/video7 opens, but gives none");
+  EXPECT_EQ(
+      message,
+      "video has no frames: /dev/video7 opens, but gives none: does anything send to it, or has another "
+      "program taken it?");
+}
+
+TEST(Capture, PassesOnWhatIsWrongWithTheFirstFrame) {
+  opened = [] {
+    return std::make_unique<Frames>(
+        0, [] { return throw Error(ErrorCode::kVideoCannotBeOpened, "it is broken"), false; });
+  };
+  Capture capture("rtsp://127.0.0.1/x");
+  CapturedFrame frame;
+  std::string message;
+  EXPECT_EQ(code_of([&] { next(capture, frame); }, &message), ErrorCode::kVideoCannotBeOpened);
+  EXPECT_EQ(message, "it is broken");
 }
 
 TEST(Capture, GivesUpWhatOpensAgainButGivesNoFrame) {

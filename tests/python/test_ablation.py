@@ -1,8 +1,10 @@
 """The ablation: what its task shows and hides, trainings that go on, tables that do not overstate."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import torch
 from sifa.data import hard_motion
 
 ABLATION = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "ablation"
-MODULES = ("clips", "configurations", "run", "table", "training")
+MODULES = ("clips", "configurations", "processes", "run", "table", "training")
 
 
 @pytest.fixture
@@ -130,14 +132,15 @@ def test_stopped_it_leaves_no_process(ablation, tmp_path, with_signal):
     """Its own have its standard error, which ends with the last of them."""
     command = [sys.executable, ablation("run").__file__, "--json", str(tmp_path / "a.json"), "--jobs", "2"]
     quick = ["--quick", "--steps", "100000", "--clips", str(tmp_path), "--workers", "1"]
-    process = subprocess.Popen([*command, *quick], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *quick], stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stderr.readline().startswith("rendered in ")
         time.sleep(5)
         process.send_signal(with_signal)
         _, errors = process.communicate(timeout=60)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # where it fails, too, nothing is left
     if with_signal == signal.SIGINT:
         assert process.returncode == 1
         assert f"stopped; {tmp_path / 'a.json'} has what was done, and the same command goes on\n" in errors

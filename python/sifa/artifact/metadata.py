@@ -306,11 +306,11 @@ def _check_metadata(path: Path, metadata: Any) -> None:
             and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in value)
         ),
     )
-    pixels = (height + REFERENCE_BORDER[0]) * (width + REFERENCE_BORDER[1])
-    fits = num_frames * pixels * 3 <= _MAX_REFERENCE
+    higher, wider = REFERENCE_BORDER
+    fits = num_frames * (height + higher) * (width + wider) * 3 <= _MAX_REFERENCE
     field(
         "input_size",
-        "such that a clip, 17 pixels higher and 40 wider, has at most 1 GiB",
+        f"such that a clip, {higher} pixels higher and {wider} wider, has at most 1 GiB",
         lambda value: fits,
     )
     field(
