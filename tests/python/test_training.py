@@ -648,14 +648,38 @@ def test_a_signal_stops_the_command_and_it_says_how_to_go_on(motion_videos, tmp_
     assert checkpoint.read_checkpoint(tmp_path / "last.ckpt")["sifa"]["batches"] >= 2
 
 
+def _join(meeting, rank=0, processes=1):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes
+    )
+
+
 def _name_broken_videos(rank, meeting):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    assert run.of_all_processes([["a", "b"], ["b", "c"]][rank]) == ["a", "b", "c"]
+    with run.process_group_of_trainer():
+        _join(meeting, rank, processes=2)
+        assert run.of_all_processes([["a", "b"], ["b", "c"]][rank]) == ["a", "b", "c"]
+    assert not torch.distributed.is_initialized()
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name]
 
 
 def test_broken_videos_are_those_of_all_processes(tmp_path):
     assert run.of_all_processes(["a"]) == ["a"]
     torch.multiprocessing.spawn(_name_broken_videos, (str(tmp_path / "meeting"),), nprocs=2)
+
+
+def test_the_process_group_is_left_unless_it_was_given(tmp_path):
+    with pytest.raises(Interrupted), run.process_group_of_trainer():
+        _join(tmp_path / "own")
+        raise Interrupted("stopped", signal.SIGTERM)
+    assert not torch.distributed.is_initialized()
+    _join(tmp_path / "given")
+    try:
+        with run.process_group_of_trainer():
+            pass
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_one_value_per_channel_is_explained(motion_videos, tmp_path):

@@ -104,14 +104,15 @@ def train(recipe: Recipe) -> Result:
     if trainer.is_global_zero:
         write_down(folder, facts["recipe"], held_out)
     resumed = folder / checkpoint.FILE if position is not None else None
-    try:
-        with quiet():
-            trainer.fit(module, *loaders, ckpt_path=resumed, weights_only=True)
-    finally:
-        # They ignore the signals that end this process, which would wait for them at its end.
-        for loader in loaders:
-            end_workers(loader)
-    broken = of_all_processes([name for loader in loaders for name in loader.dataset.broken()])
+    with process_group_of_trainer():
+        try:
+            with quiet():
+                trainer.fit(module, *loaders, ckpt_path=resumed, weights_only=True)
+        finally:
+            # They ignore the signals that end this process, which would wait for them at its end.
+            for loader in loaders:
+                end_workers(loader)
+        broken = of_all_processes([name for loader in loaders for name in loader.dataset.broken()])
     if trainer.is_global_zero:
         model.to("cpu").save_pretrained(folder)
         write_held_out(folder, held_out, broken)
@@ -120,6 +121,20 @@ def train(recipe: Recipe) -> Result:
     }
     annotations = Path(recipe.data.validation) if recipe.data.validation else folder / HELD_OUT
     return Result(folder, annotations, metrics, broken, trainer.is_global_zero)
+
+
+@contextlib.contextmanager
+def process_group_of_trainer() -> Iterator[None]:
+    """Leave the process group that the trainer joins and does not leave, which ends its threads.
+
+    One of gloo's that frees a tensor while Python ends would abort the process, the training being done.
+    """
+    given = torch.distributed.is_initialized()
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized() and not given:
+            torch.distributed.destroy_process_group()
 
 
 def of_all_processes(names: list[str]) -> list[str]:
