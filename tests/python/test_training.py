@@ -669,9 +669,13 @@ def test_broken_videos_are_those_of_all_processes(tmp_path):
 
 
 def test_the_process_group_is_left_unless_it_was_given(tmp_path):
-    with pytest.raises(Interrupted), run.process_group_of_trainer():
-        _join(tmp_path / "own")
-        raise Interrupted("stopped", signal.SIGTERM)
+    def be_interrupted():
+        with run.process_group_of_trainer():
+            _join(tmp_path / "own")
+            raise Interrupted("stopped", signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        be_interrupted()
     assert not torch.distributed.is_initialized()
     _join(tmp_path / "given")
     try:
