@@ -104,6 +104,7 @@ struct Tensor {
   ScalarKind kind;
   int64_t shape[5];
   PixelStrides strides;
+  int64_t channel_stride = 1;
   std::unique_ptr<unsigned char[]> data;
 
   Tensor(ScalarKind kind, int64_t n, int64_t t, int64_t h, int64_t w, int64_t c, int64_t padding = 0)
@@ -114,8 +115,15 @@ struct Tensor {
     for (int64_t i = 0; i < size; ++i) write(data.get(), kind, i, std::numeric_limits<double>::quiet_NaN());
   }
 
+  // In planes of channels instead, as (N, C, T, H, W); of one without padding, before it is filled.
+  void arrange_in_planes() {
+    const auto [n, t, h, w, c] = shape;
+    strides = {c * t * h * w, h * w, w, 1};
+    channel_stride = t * h * w;
+  }
+
   int64_t index(int64_t n, int64_t t, int64_t y, int64_t x, int64_t c) const {
-    return n * strides.batch + t * strides.frame + y * strides.row + x * strides.column + c;
+    return n * strides.batch + t * strides.frame + y * strides.row + x * strides.column + c * channel_stride;
   }
   double at(int64_t n, int64_t t, int64_t y, int64_t x, int64_t c) const {
     return read(data.get(), kind, index(n, t, y, x, c));

@@ -180,6 +180,7 @@ Case random_case(uint32_t seed) {
                                            call.channels, pick({0, 1}));
   c.offset =
       std::make_unique<Tensor>(call.offsets, call.batch, call.frames, call.height, call.width, 2 * c.taps());
+  if (pick({0, 1})) c.offset->arrange_in_planes();
   c.query->fill(value);
   c.memory->fill(value);
   c.grad_output->fill(value);
@@ -201,7 +202,7 @@ Case random_case(uint32_t seed) {
   call.grad_output_strides = c.grad_output->strides;
   call.offset = c.offset->data.get();
   const PixelStrides& strides = c.offset->strides;
-  call.offset_strides = {strides.batch, 1, strides.frame, strides.row, strides.column};
+  call.offset_strides = {strides.batch, c.offset->channel_stride, strides.frame, strides.row, strides.column};
 
   std::ostringstream text;
   text << "seed " << seed << ": " << name_of(call.features) << " features, " << name_of(call.offsets)

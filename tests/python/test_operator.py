@@ -89,6 +89,16 @@ def test_groups_of_every_size(make_inputs, device, channels, groups, softmax):
     check(make_inputs(1, channels, 2, 4, 5, device=device), {"groups": groups, "softmax": softmax})
 
 
+@pytest.mark.parametrize("planes", [True, False], ids=["planes", "channels-last"])
+@pytest.mark.parametrize(("dtype", "offset_dtype"), DTYPES)
+def test_several_tiles(make_inputs, device, planes, dtype, offset_dtype):
+    """Of pixels, which a kernel takes together: whole ones and parts of one, across and down."""
+    query, memory, offset = make_inputs(
+        1, 16, 2, 9, 14, dtype=dtype, offset_dtype=offset_dtype, device=device
+    )
+    check((query, memory, offset if planes else offset.to(memory_format=torch.channels_last_3d)), {})
+
+
 @pytest.mark.parametrize("edge", ["clamp", "skip"])
 @pytest.mark.parametrize("frame_shift", [-3, -1, 0, 1, 2])
 @pytest.mark.parametrize(("frames", "memory_frames"), [(1, 3), (4, 2), (2, 5), (3, 1)])
