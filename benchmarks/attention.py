@@ -3,15 +3,16 @@
 python benchmarks/attention.py [--cases REGEX] [--rounds N] [--device cuda] [--cold] [--json FILE] [--quick]
 
 Every case (:mod:`cases`) is measured in rounds. A round measures the machine's ceilings (:mod:`ceilings`),
-then calls the operator and each of its rivals (:mod:`formulations`), forward, and forward with backward; what
-takes less than 20 ms is called five times, of which the median counts. "time / floor" (:mod:`floors`) and the
+then calls the operator and each of its rivals (:mod:`formulations`), forward, and forward with backward: once
+that does not count, since the contestant before it left the heap and the caches to it, then once more, or
+five times what takes less than 20 ms, of which the median counts. "time / floor" (:mod:`floors`) and the
 rivals' ratios are taken within a round, because the speed of a shared machine drifts from one second to the
 next; printed are their medians and quartiles over the rounds. Who is slow leaves after fewer rounds.
 
-Before every call its inputs are written anew, untimed: they are in the caches as far as a layer before would
-have left them there. The copy ceiling then is the faster of a repeated copy of the same size and a large one.
-With ``--cold`` inputs rotate among copies that exceed the last-level cache, and the large copy counts.
-Outputs are allocated by every call, as in use.
+Before every call that counts its inputs are written anew, untimed, and with the backward the output's
+gradient: they are in the caches as far as a layer before would have left them there. The copy ceiling then is
+the faster of a repeated copy of the same size and a large one. With ``--cold`` inputs rotate among copies
+that exceed the last-level cache, and the large copy counts. Outputs are allocated by every call, as in use.
 
 On a busy machine "time / floor" and the gain by threads come out worse than they are: a ceiling is the best
 of three looks, while a call waits for the slowest of its threads. The load is printed; let it be 0.

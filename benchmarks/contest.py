@@ -51,7 +51,7 @@ LONGEST_CALL = 20.0
 class Problem:
     """The inputs of some contestants: leaves that gradients are taken of, and the gradient of the output.
 
-    ``rewrite`` makes the caches what the layer before would have made them; ``next`` gives the inputs of the
+    ``rewrite`` makes the caches what the layers around would have made them; ``next`` gives the inputs of the
     next call, other copies of them with ``num_copies``.
     """
 
@@ -63,7 +63,7 @@ class Problem:
         self._turn = 0
 
     def rewrite(self, backward: bool) -> None:
-        """Write the inputs once more, with what they hold, and for a backward pass the output's gradient."""
+        """Write the inputs with what they hold, before that, for a backward pass, the output's gradient."""
         leaves, gradient = self._copies[0]
         *sources, of_gradient = self._sources
         with torch.no_grad():

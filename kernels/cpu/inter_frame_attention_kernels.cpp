@@ -54,11 +54,12 @@ SIFA_INLINE const T* memory_of(const InterFrameAttention& call, int64_t index) {
   return m < 0 ? nullptr : pixel<T>(call.memory, call.memory_strides, index / call.frames, m, 0, 0);
 }
 
-// Fetches `count` adjacent values ahead of their use, with a kLocality of 2 into the second-level cache. An
-// address that is none does no harm.
+// Fetches `count` adjacent values ahead of their use: the first 1024 bytes, or with a kLocality of 2 all of
+// them into the second-level cache. An invalid address is ignored.
 template <int kLocality = 3, typename T>
 SIFA_INLINE void fetch(const T* values, int64_t count) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T)), kMost = 16 * kLine;
+  if (kLocality == 3 && count > kMost) count = kMost;
   for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(values + i, 0, kLocality);
 }
 
@@ -84,9 +85,9 @@ struct Tile {
     return x + (column < columns ? column : columns - 1);
   }
 
-  // Fetches the first 1024 bytes of channels at at(y, x) for the pixel that for_pixels comes to next, or one
-  // nearby: a tile's rows are too short for the processor to foresee more than the rest of a pixel. At 128
-  // channels a quarter to a third of the backward's time; the second 512 bytes at 256 channels as much again.
+  // Fetches the channels at at(y, x) for the pixel that for_pixels comes to next, or one nearby: a tile's
+  // rows are too short for the processor to foresee more than the rest of a pixel. At 128 channels a quarter
+  // to a third of the backward's time; at 256 the second 512 bytes up to as much again.
   template <typename At>
   SIFA_INLINE void fetch_next(const InterFrameAttention& call, int64_t row, int64_t column,
                               const At& at) const {
@@ -94,9 +95,7 @@ struct Tile {
       column = x;
       if (row + 1 < call.height) ++row;
     }
-    const auto* pixel = at(row, column);
-    constexpr int64_t kMost = 1024 / static_cast<int64_t>(sizeof(*pixel));
-    fetch(pixel, call.channels < kMost ? call.channels : kMost);
+    fetch(at(row, column), call.channels);
   }
 
   // Fetches into the second-level cache the pixel of the memory that the tiles below a pixel read first: from
@@ -193,15 +192,19 @@ class Taps {
   }
 
   // Row by row, and not pixel by pixel: in planes of channels those of a row are adjacent. (float64 may have
-  // offsets of float32, which are converted one by one.) Those of the tile below, or of the next frame's
-  // first row of tiles, are fetched ahead: they are in as many places as there are planes, too many for the
-  // processor to foresee. A twentieth to a tenth of the time at 64 and 128 channels.
+  // offsets of float32, which are converted one by one.) Those of the tile below, or of one at
+  // the top of the next frame, are fetched ahead: they are in as many places as there are planes, too many
+  // for the processor to foresee. Up to a tenth of the forward's time at 64 and 128 channels, and of the
+  // backward's.
   template <typename Offset>
   SIFA_INLINE void load_offsets(const Tile& tile, const Offset* offset) {
     const OffsetStrides& strides = call_.offset_strides;
     const bool adjacent = strides.column == 1 && tile.columns == kTileSize;
-    const int64_t below =
-        tile.y + kTileSize < call_.height ? kTileSize * strides.row : strides.frame - tile.y * strides.row;
+    int64_t below = kTileSize * strides.row;
+    if (tile.y + kTileSize >= call_.height) {
+      const bool last = tile.t + 1 == call_.frames;
+      below = (last ? strides.batch - tile.t * strides.frame : strides.frame) - tile.y * strides.row;
+    }
     for (int row = 0; row < kTileSize; ++row) {
       const Offset* of_row =
           offset + tile.n * strides.batch + tile.t * strides.frame + tile.row_inside(row) * strides.row;
@@ -336,12 +339,13 @@ class Footprint {
       for (int lane = 0; lane < kTilePixels; ++lane) {
         const int32_t flags = taps.flags[p][lane];
         const int32_t first = (taps.top[p][lane] - top_[lane]) * kWindow + taps.left[p][lane] - left_[lane];
-        // By arithmetic and shifts of one width, or it would not be vectorised, for a fiftieth to a sixth
-        // more of the time.
-        const int32_t top = (flags & Taps<T>::kTop) != 0, bottom = (flags & Taps<T>::kBottom) != 0;
-        const int32_t left = (flags & Taps<T>::kLeft) != 0, right = (flags & Taps<T>::kRight) != 0;
+        // By arithmetic and a shift of one width: with branches it is not vectorised and takes a tenth of the
+        // backward's time.
         const int32_t contributes = (flags & Taps<T>::kContributes) != 0;
-        const int32_t corners = contributes * (top | bottom << kWindow) * (left | right << 1);
+        const int32_t has_top = (flags & Taps<T>::kTop) != 0, has_left = (flags & Taps<T>::kLeft) != 0;
+        const int32_t has_bottom = (flags & Taps<T>::kBottom) != 0,
+                      has_right = (flags & Taps<T>::kRight) != 0;
+        const int32_t corners = contributes * (has_top | has_bottom << kWindow) * (has_left | has_right << 1);
         present_[lane] |= static_cast<uint64_t>(corners) << static_cast<uint64_t>(first & 63);
         first_[p][lane] = first;
       }
@@ -744,7 +748,8 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   const auto kept_of = [&](int64_t position) __attribute__((always_inline)) {
     return static_cast<Real*>(tap_gradients) + position * kept_size;
   };
-  const int64_t grad_offset_bytes = 2 * tap_count * (call.offsets == ScalarKind::kFloat32 ? 4 : sizeof(T));
+  const int64_t grad_offset_bytes =
+      2 * tap_count * static_cast<int64_t>(call.offsets == ScalarKind::kFloat32 ? sizeof(float) : sizeof(T));
   const T* zeros = clear_zeros<T>(call, scratch);
   Taps<T> located(call);
   Footprint<T> footprint(call.memory_strides.row, call.memory_strides.column);
@@ -782,7 +787,7 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
       tile.fetch_next(call, y, x, grad_at);
       tile.fetch_next(call, y, x, target_at);
       tile.fetch_below(call, frame, next_frame, y, x);
-      // Pixels of one row are side by side in what is kept of taps: the one below is fetched.
+      // What is written of the taps of the next row: few bytes of each pixel, a row of a tile at a time.
       const int64_t below = position_of(y + 1 < call.height ? y + 1 : y, x);
       fetch(kept_of(below), kept_size);
       fetch(static_cast<char*>(call.grad_offset) + below * grad_offset_bytes, grad_offset_bytes);
