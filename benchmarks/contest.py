@@ -63,7 +63,7 @@ class Problem:
         self._turn = 0
 
     def rewrite(self, backward: bool) -> None:
-        """Write the inputs with what they hold, before that, for a backward pass, the output's gradient."""
+        """Write the output's gradient, if there is a backward, and then the inputs, with what they hold."""
         leaves, gradient = self._copies[0]
         *sources, of_gradient = self._sources
         with torch.no_grad():

@@ -192,10 +192,9 @@ class Taps {
   }
 
   // Row by row, and not pixel by pixel: in planes of channels those of a row are adjacent. (float64 may have
-  // offsets of float32, which are converted one by one.) Those of the tile below, or of one at
-  // the top of the next frame, are fetched ahead: they are in as many places as there are planes, too many
-  // for the processor to foresee. Up to a tenth of the forward's time at 64 and 128 channels, and of the
-  // backward's.
+  // offsets of float32, which are converted one by one.) Those of the tile below, or of one at the top of the
+  // next frame, are fetched ahead: they are in as many places as there are planes, too many for the processor
+  // to foresee. Up to a tenth of the time, forward and backward, at 64 and 128 channels.
   template <typename Offset>
   SIFA_INLINE void load_offsets(const Tile& tile, const Offset* offset) {
     const OffsetStrides& strides = call_.offset_strides;
@@ -339,8 +338,8 @@ class Footprint {
       for (int lane = 0; lane < kTilePixels; ++lane) {
         const int32_t flags = taps.flags[p][lane];
         const int32_t first = (taps.top[p][lane] - top_[lane]) * kWindow + taps.left[p][lane] - left_[lane];
-        // By arithmetic and a shift of one width: with branches it is not vectorised and takes a tenth of the
-        // backward's time.
+        // By arithmetic and a shift of one width: with branches it is not vectorised, and costs a twentieth
+        // to a sixth of the backward's time.
         const int32_t contributes = (flags & Taps<T>::kContributes) != 0;
         const int32_t has_top = (flags & Taps<T>::kTop) != 0, has_left = (flags & Taps<T>::kLeft) != 0;
         const int32_t has_bottom = (flags & Taps<T>::kBottom) != 0,
@@ -744,7 +743,7 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   const int64_t channels = call.channels / call.groups;
   const int64_t tap_count = call.kernel_size * call.kernel_size;
   const Real scale = static_cast<Real>(call.scale);
-  const int64_t kept_size = tap_count * call.groups * 2;
+  const int64_t kept_size = tap_gradients_per_pixel(call);
   const auto kept_of = [&](int64_t position) __attribute__((always_inline)) {
     return static_cast<Real*>(tap_gradients) + position * kept_size;
   };
@@ -787,7 +786,8 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
       tile.fetch_next(call, y, x, grad_at);
       tile.fetch_next(call, y, x, target_at);
       tile.fetch_below(call, frame, next_frame, y, x);
-      // What is written of the taps of the next row: few bytes of each pixel, a row of a tile at a time.
+      // What is written for the row below, in runs that are too short to be foreseen: a twentieth of the
+      // time.
       const int64_t below = position_of(y + 1 < call.height ? y + 1 : y, x);
       fetch(kept_of(below), kept_size);
       fetch(static_cast<char*>(call.grad_offset) + below * grad_offset_bytes, grad_offset_bytes);
@@ -892,7 +892,7 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
         tile.fetch_next(call, y, x, grad_at);
         const int count = located.contributing(lane, taps);
         const int64_t position = dense_pixel(call, call.frames, n, t, y, x);
-        const Real* kept = static_cast<const Real*>(tap_gradients) + position * tap_count * call.groups * 2;
+        const Real* kept = static_cast<const Real*>(tap_gradients) + position * tap_gradients_per_pixel(call);
         const T *query = query_at(y, x), *grad = grad_at(y, x);
         footprint.list(located, lane, taps, count, begin, end);
         if (footprint.count == 0) return;

@@ -74,10 +74,13 @@ SIFA_HOST_DEVICE int64_t memory_scratch_bytes(const InterFrameAttention& call, i
   return in_place ? 0 : rows * call.width * call.channels * accumulator_bytes(call);
 }
 
-// (weight, logit gradient) of every pixel, tap and group, in that order.
+// What backward_memory reads of a pixel: (weight, logit gradient) of every tap and group, in that order.
+SIFA_HOST_DEVICE int64_t tap_gradients_per_pixel(const InterFrameAttention& call) {
+  return call.kernel_size * call.kernel_size * call.groups * 2;
+}
 SIFA_HOST_DEVICE int64_t tap_gradient_bytes(const InterFrameAttention& call) {
-  return call.batch * call.frames * call.height * call.width * call.kernel_size * call.kernel_size *
-         call.groups * 2 * accumulator_bytes(call);
+  return call.batch * call.frames * call.height * call.width * tap_gradients_per_pixel(call) *
+         accumulator_bytes(call);
 }
 
 // The table for `capability` ("default", "avx2", "avx512"); nullptr if this build or this processor lacks it.
