@@ -79,8 +79,8 @@ Tensor motion_offset(Tensor query, Tensor memory, Tensor weight, int64_t frame_s
   torch::stable::parallel_for(
       0, call.channels, grain(16 * call.outputs, kElements),
       [&](int64_t begin, int64_t end) { table.transform_weights(call, begin, end, weights.get()); });
-  // Every pair of rows takes 4 products per output and channel of its pixels.
-  const int64_t per_strip = 8 * call.width * call.channels * call.outputs;
+  // Of every pixel of a strip's four rows, 2.25 products per output and channel.
+  const int64_t per_strip = 9 * call.width * call.channels * call.outputs;
   torch::stable::parallel_for(0, table.strips(call), grain(per_strip, kProducts),
                               [&](int64_t begin, int64_t end) {
                                 const Scratch scratch = allocate(table.scratch_bytes(call));

@@ -30,7 +30,7 @@ struct MotionOffsetKernels {
   // Writes the channels [begin, end) of `weights`.
   void (*transform_weights)(const MotionOffset& call, int64_t begin, int64_t end, void* weights);
 
-  // The output is cut into strips of pairs of rows: as many as this.
+  // The output is cut into strips of four rows: as many as this.
   int64_t (*strips)(const MotionOffset& call);
 
   // Writes the strips [begin, end) of `output`.

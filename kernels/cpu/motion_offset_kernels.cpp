@@ -82,11 +82,9 @@ struct Strips {
   SIFA_INLINE int64_t count(const MotionOffset& call) const {
     return call.batch * call.frames * pieces * rows;
   }
-  // Strips in a group: whole frames where they fit.
-  SIFA_INLINE int64_t at_once() const {
-    const int64_t fitting = kPlacesAtOnce / tiles;
-    return fitting > rows ? fitting - fitting % rows : fitting;
-  }
+  // Strips in a group, of several frames: full vectors gain more than the rows at the ends of what a group has
+  // of a frame cost, which are computed twice (whole frames of 28x28 took 5 % longer).
+  SIFA_INLINE int64_t at_once() const { return kPlacesAtOnce / tiles; }
 };
 
 // Sizes of the scratch, in elements, every one of them whole vectors.
@@ -305,6 +303,7 @@ class Kernel {
     }
     for (int64_t channel = 0; channel < call_.channels; channel += kChannelsAtOnce) {
       const int64_t count = smaller(kChannelsAtOnce, call_.channels - channel);
+      if (channel + count == call_.channels) fetch_output();
       saliency = saliency_;
       for (int64_t strip = begin; strip < end;) {
         const Run run = run_at(call_, strips_, strip, end);
@@ -336,6 +335,19 @@ class Kernel {
             smaller(kTile, call_.height - y),
             smaller(kTile, call_.width - x),
         };
+      }
+    }
+  }
+
+  // Fetches what the group writes into the second-level cache, while there is enough else to do: a fiftieth
+  // of the time.
+  SIFA_INLINE void fetch_output() const {
+    for (int64_t i = 0; i < number_; ++i) {
+      const Place& place = places_[i];
+      const int64_t bytes = place.columns * call_.outputs * static_cast<int64_t>(sizeof(T));
+      for (int64_t row = 0; row < place.rows; ++row) {
+        const char* target = reinterpret_cast<const char*>(place.target + row * call_.width * call_.outputs);
+        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(target + byte, 1, 2);
       }
     }
   }
