@@ -13,7 +13,7 @@
 // error.
 //
 // Of a group of tiles, and kChannelsAtOnce channels at a time, the kernel computes
-//   saliency   [pixel][channel] of the windows
+//   saliency   of the windows' pixels, [row][vector of channels][column]: in lines of a cache that adjoin
 //   patches    B d B', [frequency][channel][place], a third of the 36 frequencies at a time
 //   products   [frequency][output][place], summed over the channels in their order
 // and at last the outputs. A place is where a tile stands in its group. Every lane does the same, so nothing
@@ -330,7 +330,7 @@ class Kernel {
         const int64_t y = kTile * (run.first + row), x = kTile * (run.piece * strips_.tiles + column);
         const int64_t pixel = ((run.n * call_.frames + run.t) * call_.height + y) * call_.width + x;
         places_[number_++] = {
-            saliency + (row * layout_.columns + column) * kTile * kChannelsAtOnce,
+            saliency + kTile * (row * layout_.columns * kChannelsAtOnce + column * kLanes),
             static_cast<T*>(call_.output) + pixel * call_.outputs,
             smaller(kTile, call_.height - y),
             smaller(kTile, call_.width - x),
@@ -358,11 +358,11 @@ class Kernel {
   // those outside the frame.
   void write_saliency(const Run& run, int64_t y, int64_t channel, int64_t count, Real* target) {
     const int64_t m = neighbour_frame(call_, run.t);
-    if (m < 0 || y < 0 || y >= call_.height) return clear(target, layout_.columns);
+    if (m < 0 || y < 0 || y >= call_.height) return clear(target, 0, layout_.columns);
     const int64_t left = kTile * run.piece * strips_.tiles - 1;
     const int64_t begin = left < 0 ? 1 : 0, end = smaller(layout_.columns, call_.width - left);
-    clear(target, begin);
-    clear(target + end * kChannelsAtOnce, layout_.columns - end);
+    clear(target, 0, begin);
+    clear(target, end, layout_.columns);
     const T* query = static_cast<const T*>(call_.query) + run.n * call_.query_strides.batch +
                      run.t * call_.query_strides.frame + y * call_.query_strides.row + channel;
     const T* memory = static_cast<const T*>(call_.memory) + run.n * call_.memory_strides.batch +
@@ -379,7 +379,7 @@ class Kernel {
       }
       // A number known to the compiler: it takes the sigmoids side by side, which hides their latency (a
       // third of this function's time).
-      Real* pixel = target + x * kChannelsAtOnce;
+      Real* pixel = target + x * kLanes;
       if (count == kChannelsAtOnce) {
         write_pixel(f, n, kChannelsAtOnce, pixel);
       } else {
@@ -391,13 +391,17 @@ class Kernel {
   SIFA_INLINE void write_pixel(const T* f, const T* n, int64_t count, Real* pixel) {
 #pragma GCC unroll 8
     for (int64_t c = 0; c < count; c += kLanes) {
-      store<kLanes>(pixel + c, sifa::cpu::saliency<kLanes, Real>(
-                                   load_some(f + c, count - c), load_some(n + c, count - c), call_.residual));
+      const auto saliency = sifa::cpu::saliency<kLanes, Real>(load_some(f + c, count - c),
+                                                              load_some(n + c, count - c), call_.residual);
+      store<kLanes>(pixel + c * layout_.columns, saliency);
     }
   }
 
-  SIFA_INLINE void clear(Real* target, int64_t pixels) {
-    std::memset(target, 0, static_cast<size_t>(pixels * kChannelsAtOnce) * sizeof(Real));
+  // The columns [begin, end) of a row of pixels.
+  SIFA_INLINE void clear(Real* row, int64_t begin, int64_t end) {
+    for (int64_t c = 0; c < kChannelsAtOnce; c += kLanes) {
+      for (int64_t x = begin; x < end; ++x) store<kLanes>(row + c * layout_.columns + x * kLanes, Lanes{});
+    }
   }
 
   // Two rows of B d B' of every tile of the group, of `count` of the channels in saliency_: computed with a
@@ -413,9 +417,9 @@ class Kernel {
             for (int k = 0; k < kPatches; ++k) patches[k][i] = Lanes{};
             continue;
           }
-          const Real* window = places_[first + i].window + channel + c;
+          const Real* window = places_[first + i].window + (channel + c) * layout_.columns;
           Lanes upper[kWindow], lower[kWindow];
-          for (int column = 0; column < kWindow; ++column, window += kChannelsAtOnce) {
+          for (int column = 0; column < kWindow; ++column, window += kLanes) {
             transform_window<kPass, Real>(
                 [&](int y) __attribute__((always_inline)) { return load<kLanes>(window + y * row); },
                 upper[column], lower[column]);
