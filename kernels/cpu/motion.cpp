@@ -56,11 +56,9 @@ std::tuple<Tensor, Tensor> motion_saliency_backward(Tensor grad_output, Tensor q
   call.grad_query = grad_query.mutable_data_ptr();
   call.grad_memory = grad_memory.mutable_data_ptr();
   const MotionSaliencyKernels& table = motion_saliency_kernels();
-  const int64_t rows_per_thread = grain(call.width * call.channels, kElements);
-  torch::stable::parallel_for(0, call.batch * call.frames * call.height, rows_per_thread,
-                              [&](int64_t begin, int64_t end) { table.backward_query(call, begin, end); });
-  torch::stable::parallel_for(0, call.batch * call.memory_frames * call.height, rows_per_thread,
-                              [&](int64_t begin, int64_t end) { table.backward_memory(call, begin, end); });
+  const int64_t per_row = (call.frames + call.memory_frames) * call.width * call.channels;
+  torch::stable::parallel_for(0, call.batch * call.height, grain(per_row, kElements),
+                              [&](int64_t begin, int64_t end) { table.backward(call, begin, end); });
   return {grad_query, grad_memory};
 }
 

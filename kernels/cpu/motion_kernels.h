@@ -13,12 +13,9 @@ struct MotionSaliencyKernels {
   // Writes the rows [begin, end) of `output`, counted through (n, t, y).
   void (*forward)(const MotionSaliency& call, int64_t begin, int64_t end);
 
-  // Writes the rows [begin, end) of grad_query, counted through (n, t, y).
-  void (*backward_query)(const MotionSaliencyBackward& call, int64_t begin, int64_t end);
-
-  // Writes the rows [begin, end) of grad_memory, counted through (n, m, y): sums over the query frames that
-  // read frame m.
-  void (*backward_memory)(const MotionSaliencyBackward& call, int64_t begin, int64_t end);
+  // Writes the rows [begin, end), counted through (n, y), of all frames of grad_query and of grad_memory,
+  // which is a sum over the query frames that read a frame of the memory.
+  void (*backward)(const MotionSaliencyBackward& call, int64_t begin, int64_t end);
 };
 
 struct MotionOffsetKernels {

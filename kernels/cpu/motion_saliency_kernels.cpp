@@ -43,59 +43,44 @@ void forward_rows(const MotionSaliency& call, int64_t begin, int64_t end) {
 
 // With s = sigmoid(n - f), the derivatives of m = s n (+ n) are
 //   dm/df = -s (1 - s) n        dm/dn = s (1 - s) n + s (+ 1)
+// Both at once, frame of the memory by frame of the memory: every sigmoid is computed and everything read but
+// once, and a row of one frame that the next frame reads is still in the caches.
 template <typename T, typename Real = Accumulator<T>>
-void backward_query_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
-  const int64_t row_size = call.width * call.channels;
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t frame = index / call.height, y = index % call.height;
-    const int64_t n = frame / call.frames, t = frame % call.frames, m = neighbour_frame(call, t);
-    T* target = static_cast<T*>(call.grad_query) + index * row_size;
-    if (m < 0) {
-      std::memset(target, 0, static_cast<size_t>(row_size) * sizeof(T));
-      continue;
-    }
-    const T* query = row_of<T>(call.query, call.query_strides, n, t, y);
-    const T* memory = row_of<T>(call.memory, call.memory_strides, n, m, y);
-    const T* gradient = row_of<T>(call.grad_output, call.grad_output_strides, n, t, y);
-    for (int64_t x = 0; x < call.width; ++x, target += call.channels) {
-      const T* f = query + x * call.query_strides.column;
-      const T* neighbour = memory + x * call.memory_strides.column;
-      const T* g = gradient + x * call.grad_output_strides.column;
-      for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
-        constexpr int kLanes = decltype(lanes)::value;
-        const auto value = load<kLanes>(neighbour + c);
-        const auto s = sigmoid<kLanes>(value - load<kLanes>(f + c));
-        store<kLanes>(target + c, -(load<kLanes>(g + c) * (s * (Real(1) - s) * value)));
-      });
-    }
-  }
-}
-
-template <typename T, typename Real = Accumulator<T>>
-void backward_memory_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
-  const int64_t row_size = call.width * call.channels;
+void backward_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  const int64_t row_size = call.width * call.channels, frame_size = call.height * row_size;
   const Real direct = call.residual ? Real(1) : Real(0);
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t frame = index / call.height, y = index % call.height;
-    const int64_t n = frame / call.memory_frames, m = frame % call.memory_frames;
-    const FrameRange readers = readers_of(call, m);
-    const T* memory = row_of<T>(call.memory, call.memory_strides, n, m, y);
-    T* target = static_cast<T*>(call.grad_memory) + index * row_size;
-    for (int64_t x = 0; x < call.width; ++x, target += call.channels) {
-      const T* neighbour = memory + x * call.memory_strides.column;
-      for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
-        constexpr int kLanes = decltype(lanes)::value;
-        const auto value = load<kLanes>(neighbour + c);
-        Vector<Real, kLanes> sum{};
-        for (int64_t t = readers.begin; t < readers.end; ++t) {
-          const T* f = row_of<T>(call.query, call.query_strides, n, t, y) + x * call.query_strides.column;
-          const T* g = row_of<T>(call.grad_output, call.grad_output_strides, n, t, y) +
-                       x * call.grad_output_strides.column;
-          const auto s = sigmoid<kLanes>(value - load<kLanes>(f + c));
-          sum += load<kLanes>(g + c) * (s * (Real(1) - s) * value + s + direct);
-        }
-        store<kLanes>(target + c, sum);
-      });
+    const int64_t n = index / call.height, y = index % call.height;
+    // The row in the first frame; `t` and `m` lead from there to the others.
+    const T* query = row_of<T>(call.query, call.query_strides, n, 0, y);
+    const T* memory = row_of<T>(call.memory, call.memory_strides, n, 0, y);
+    const T* gradient = row_of<T>(call.grad_output, call.grad_output_strides, n, 0, y);
+    T* of_query = static_cast<T*>(call.grad_query) + (n * call.frames * call.height + y) * row_size;
+    T* of_memory = static_cast<T*>(call.grad_memory) + (n * call.memory_frames * call.height + y) * row_size;
+    for (int64_t t = 0; t < call.frames; ++t) {
+      if (neighbour_frame(call, t) >= 0) continue;
+      std::memset(of_query + t * frame_size, 0, static_cast<size_t>(row_size) * sizeof(T));
+    }
+    for (int64_t m = 0; m < call.memory_frames; ++m) {
+      const FrameRange readers = readers_of(call, m);
+      for (int64_t x = 0; x < call.width; ++x) {
+        const T* f = query + x * call.query_strides.column;
+        const T* neighbour = memory + m * call.memory_strides.frame + x * call.memory_strides.column;
+        const T* g = gradient + x * call.grad_output_strides.column;
+        for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+          constexpr int kLanes = decltype(lanes)::value;
+          const auto value = load<kLanes>(neighbour + c);
+          Vector<Real, kLanes> sum{};
+          for (int64_t t = readers.begin; t < readers.end; ++t) {
+            const auto s = sigmoid<kLanes>(value - load<kLanes>(f + t * call.query_strides.frame + c));
+            const auto slope = s * (Real(1) - s) * value;
+            const auto of_output = load<kLanes>(g + t * call.grad_output_strides.frame + c);
+            store<kLanes>(of_query + t * frame_size + x * call.channels + c, -(of_output * slope));
+            sum += of_output * (slope + s + direct);
+          }
+          store<kLanes>(of_memory + m * frame_size + x * call.channels + c, sum);
+        });
+      }
     }
   }
 }
@@ -104,12 +89,8 @@ void forward(const MotionSaliency& call, int64_t begin, int64_t end) {
   for_feature_type(call.features, [&](auto type) { forward_rows<decltype(type)>(call, begin, end); });
 }
 
-void backward_query(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
-  for_feature_type(call.features, [&](auto type) { backward_query_rows<decltype(type)>(call, begin, end); });
-}
-
-void backward_memory(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
-  for_feature_type(call.features, [&](auto type) { backward_memory_rows<decltype(type)>(call, begin, end); });
+void backward(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  for_feature_type(call.features, [&](auto type) { backward_rows<decltype(type)>(call, begin, end); });
 }
 
 }  // namespace
@@ -117,6 +98,6 @@ void backward_memory(const MotionSaliencyBackward& call, int64_t begin, int64_t 
 #define SIFA_TABLE SIFA_JOIN(SIFA_CPU_CAPABILITY, _motion_saliency_kernels)
 
 extern const MotionSaliencyKernels SIFA_TABLE;
-const MotionSaliencyKernels SIFA_TABLE = {forward, backward_query, backward_memory};
+const MotionSaliencyKernels SIFA_TABLE = {forward, backward};
 
 }  // namespace sifa::cpu

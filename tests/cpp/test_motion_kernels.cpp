@@ -165,12 +165,10 @@ class MotionKernels : public testing::TestWithParam<const char*> {
     call.grad_output_strides = c.grad_output->strides;
     call.grad_query = buffers.grad_query.data.get();
     call.grad_memory = buffers.grad_memory.data.get();
-    in_pieces(call.batch * call.frames * call.height, [&](int64_t begin, int64_t end) {
-      saliency_->forward(call, begin, end);
-      saliency_->backward_query(call, begin, end);
-    });
-    in_pieces(call.batch * call.memory_frames * call.height,
-              [&](int64_t begin, int64_t end) { saliency_->backward_memory(call, begin, end); });
+    in_pieces(call.batch * call.frames * call.height,
+              [&](int64_t begin, int64_t end) { saliency_->forward(call, begin, end); });
+    in_pieces(call.batch * call.height,
+              [&](int64_t begin, int64_t end) { saliency_->backward(call, begin, end); });
 
     MotionOffset offset = c.call;
     offset.output = buffers.offset.data.get();
