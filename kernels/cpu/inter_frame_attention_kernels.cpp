@@ -376,6 +376,12 @@ class Footprint {
         right[lane] = counts && left > right[lane] ? left : right[lane];
       }
     }
+    first_row_ = kFar;
+    last_row_ = -kFar;
+    for (int lane = 0; lane < kTilePixels; ++lane) {
+      first_row_ = top_[lane] < first_row_ ? top_[lane] : first_row_;
+      last_row_ = bottom[lane] + 1 > last_row_ ? bottom[lane] + 1 : last_row_;
+    }
     for (int lane = 0; lane < kTilePixels; ++lane) {
       has_window_[lane] =
           (bottom[lane] - top_[lane] < kWindow - 1) & (right[lane] - left_[lane] < kWindow - 1);
@@ -396,6 +402,11 @@ class Footprint {
         first_[p][lane] = first;
       }
     }
+  }
+
+  // Whether a pixel of the tile may read of the rows [begin, end).
+  SIFA_INLINE bool reaches(int64_t begin, int64_t end) const {
+    return first_row_ < end && last_row_ >= begin;
   }
 
   // Lists what a pixel's `num_taps` taps read of the rows [begin, end).
@@ -492,6 +503,7 @@ class Footprint {
   const int64_t row_, column_;
   int64_t in_window_[kWindow * kWindow];  // the distances from its first pixel
   int32_t top_[kTilePixels], left_[kTilePixels], has_window_[kTilePixels];
+  int32_t first_row_, last_row_;          // that corners of the tile's taps are in
   int32_t first_[kMaxTaps][kTilePixels];  // the position of a tap's (low, low) corner
   uint64_t present_[kTilePixels];         // which positions are read
   // Of the pixel whose taps are listed.
@@ -928,6 +940,7 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
       const Tile tile(call, index);
       located.locate(tile);
       footprint.find_windows(located);
+      if (!footprint.reaches(begin, end)) continue;
       const auto query_at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
         return pixel<T>(call.query, call.query_strides, n, t, y, x);
       };
