@@ -454,19 +454,23 @@ class Footprint {
   }
 
   // Sets an array by position to zero.
-  SIFA_INLINE void clear(Real* values, int num_taps) const {
+  template <typename Value>
+  SIFA_INLINE void clear(Value* values, int num_taps) const {
     const int64_t number = windowed_ ? kWindow * kWindow : 4 * num_taps;
-    std::memset(values, 0, static_cast<size_t>(number) * sizeof(Real));
+    std::memset(values, 0, static_cast<size_t>(number) * sizeof(Value));
   }
 
-  // What of a tap's sample is, and its derivatives along y and x, from that of the pixels.
+  // What of a tap's sample is, and its derivatives along y and x, from that of the pixels: numbers, or
+  // several side by side.
+  template <typename Value>
   struct Sampled {
-    Real value, dy, dx;
+    Value value, dy, dx;
   };
-  SIFA_INLINE Sampled sample(const Taps<T>& taps, int p, int i, const Real* values) const {
+  template <typename Value>
+  SIFA_INLINE Sampled<Value> sample(const Taps<T>& taps, int p, int i, const Value* values) const {
     int at[4];
     corners_of(p, i, at);
-    const Real corner[4] = {values[at[0]], values[at[1]], values[at[2]], values[at[3]]};
+    const Value corner[4] = {values[at[0]], values[at[1]], values[at[2]], values[at[3]]};
     const Real top = taps.y_weight[p][0][lane_], bottom = taps.y_weight[p][1][lane_];
     const Real left = taps.x_weight[p][0][lane_], right = taps.x_weight[p][1][lane_];
     return {(corner[0] * left + corner[1] * right) * top + (corner[2] * left + corner[3] * right) * bottom,
@@ -475,10 +479,11 @@ class Footprint {
   }
 
   // Adds `value` to the corners of a tap, times their bilinear weights.
-  SIFA_INLINE void spread(const Taps<T>& taps, int p, int i, Real value, Real* values) const {
+  template <typename Value>
+  SIFA_INLINE void spread(const Taps<T>& taps, int p, int i, Value value, Value* values) const {
     int at[4];
     corners_of(p, i, at);
-    const Real top = taps.y_weight[p][0][lane_] * value, bottom = taps.y_weight[p][1][lane_] * value;
+    const Value top = taps.y_weight[p][0][lane_] * value, bottom = taps.y_weight[p][1][lane_] * value;
     const Real left = taps.x_weight[p][0][lane_], right = taps.x_weight[p][1][lane_];
     values[at[0]] += top * left;
     values[at[1]] += top * right;
@@ -512,18 +517,19 @@ class Footprint {
   int32_t group_[kMaxTaps];  // the groups' sizes, without a window
 };
 
-// The products of some vectors with the listed pixels, by position. `zeros` stand in for a last few pixels.
-template <int kVectors, typename T, typename Real = Accumulator<T>>
+// The products of a vector with the listed pixels, by position, or of several, side by side. `zeros` stand in
+// for a last few pixels.
+template <int kVectors, typename Value, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void multiply(const T* const (&vectors)[kVectors], const T* frame, const T* zeros,
-                          const Footprint<T>& footprint, int64_t channels,
-                          Real* const (&products)[kVectors]) {
+                          const Footprint<T>& footprint, int64_t channels, Value* products) {
+  static_assert(sizeof(Value) == kVectors * sizeof(Real), "a product with each vector");
   constexpr int kPixels = 8 / kVectors;  // at a time: as many sums as registers hold beside what is loaded
   for (int n = 0; n < footprint.count; n += kPixels) {
     const T* at[kPixels];
     for (int j = 0; j < kPixels; ++j) {
       at[j] = n + j < footprint.count ? frame + footprint.distance[n + j] : zeros;
     }
-    ChannelSum<T> sums[kVectors * kPixels];
+    ChannelSum<T> sums[kPixels * kVectors];
     for_channels<T>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
       constexpr int kLanes = decltype(lanes)::value;
       Block<Real, kLanes> vector[kVectors];
@@ -531,13 +537,13 @@ SIFA_INLINE void multiply(const T* const (&vectors)[kVectors], const T* frame, c
       for (int j = 0; j < kPixels; ++j) {
         auto pixel = load<kLanes>(at[j] + c);
         keep(pixel);
-        for (int v = 0; v < kVectors; ++v) sums[v * kPixels + j].template add<kLanes>(vector[v] * pixel);
+        for (int v = 0; v < kVectors; ++v) sums[j * kVectors + v].template add<kLanes>(vector[v] * pixel);
       }
     });
-    Real totals[kVectors * kPixels];
-    total<kVectors * kPixels>(sums, totals);
+    Real totals[kPixels * kVectors];
+    total<kPixels * kVectors>(sums, totals);
     for (int j = 0; j < kPixels && n + j < footprint.count; ++j) {
-      for (int v = 0; v < kVectors; ++v) products[v][footprint.position[n + j]] = totals[v * kPixels + j];
+      std::memcpy(products + footprint.position[n + j], totals + j * kVectors, sizeof(Value));
     }
   }
 }
@@ -698,9 +704,8 @@ SIFA_INLINE void attend_to_pixels(const InterFrameAttention& call, const T* quer
   Real products[Footprint<T>::kPositions], shares[Footprint<T>::kPositions];
   Real weights[kMaxTaps];
   const T* const vectors[1] = {query};
-  Real* const by_vector[1] = {products};
   footprint.clear(products, count);
-  multiply(vectors, frame, zeros, footprint, channels, by_vector);
+  multiply(vectors, frame, zeros, footprint, channels, products);
   for (int i = 0; i < count; ++i) {
     weights[i] = static_cast<Real>(call.scale) * footprint.sample(located, taps[i], i, products).value;
   }
@@ -812,11 +817,13 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   Taps<T> located(call);
   Footprint<T> footprint(call.memory_strides.row, call.memory_strides.column);
   int taps[kMaxTaps];
-  Real with_query[Footprint<T>::kPositions], with_grad[Footprint<T>::kPositions];
+  // Products of G and of the query with pixels, and with samples and their derivatives, side by side: one
+  // instruction for two, and 2 to 7 % of this and of backward_memory_rows.
+  using Two = Vector<Real, 2>;
+  Two products[Footprint<T>::kPositions];
+  typename Footprint<T>::template Sampled<Two> sampled[kMaxTaps];
   Real shares[Footprint<T>::kPositions];
   Real weights[kMaxTaps];
-  // Products of the query and of G with the sample and with its derivatives.
-  typename Footprint<T>::Sampled of_query[kMaxTaps], of_grad[kMaxTaps];
   Real offset_gradients[2 * kMaxTaps];
 
   for (int64_t index = begin; index < end; ++index) {
@@ -859,30 +866,28 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
       for (int64_t group = 0; group < call.groups; ++group) {
         const int64_t channel = group * channels;
         const T *query = query_at(y, x) + channel, *grad = grad_at(y, x) + channel;
-        footprint.clear(with_query, count);
-        footprint.clear(with_grad, count);
-        const T* const vectors[2] = {query, grad};
-        Real* const products[2] = {with_query, with_grad};
+        footprint.clear(products, count);
+        const T* const vectors[2] = {grad, query};
         multiply(vectors, frame + channel, zeros, footprint, channels, products);
         for (int i = 0; i < count; ++i) {
-          of_query[i] = footprint.sample(located, taps[i], i, with_query);
-          of_grad[i] = footprint.sample(located, taps[i], i, with_grad);
-          weights[i] = scale * of_query[i].value;
+          sampled[i] = footprint.sample(located, taps[i], i, products);
+          weights[i] = scale * sampled[i].value[1];
         }
         normalise(call, count, weights);
 
         Real mean = 0;
-        for (int i = 0; i < count && call.softmax; ++i) mean += weights[i] * of_grad[i].value;
+        for (int i = 0; i < count && call.softmax; ++i) mean += weights[i] * sampled[i].value[0];
         footprint.clear(shares, count);
         for (int i = 0; i < count; ++i) {
           const int64_t p = taps[i];
-          const Real logit =
-              call.softmax ? scale * weights[i] * (of_grad[i].value - mean) : scale * of_grad[i].value;
+          const Real of_weight = sampled[i].value[0];
+          const Real logit = call.softmax ? scale * weights[i] * (of_weight - mean) : scale * of_weight;
           footprint.spread(located, taps[i], i, logit, shares);
-          offset_gradients[2 * p] += weights[i] * of_grad[i].dy + logit * of_query[i].dy;
-          offset_gradients[2 * p + 1] += weights[i] * of_grad[i].dx + logit * of_query[i].dx;
-          kept[(p * call.groups + group) * 2] = weights[i];
-          kept[(p * call.groups + group) * 2 + 1] = logit;
+          const Two of_sample = {weights[i], logit};
+          const Two dy = of_sample * sampled[i].dy, dx = of_sample * sampled[i].dx;
+          offset_gradients[2 * p] += dy[0] + dy[1];
+          offset_gradients[2 * p + 1] += dx[0] + dx[1];
+          store<2>(kept + (p * call.groups + group) * 2, of_sample);
         }
         sum_pixels(call.residual ? grad : nullptr, frame + channel, footprint, shares, channels,
                    target_at(y, x) + channel);
@@ -892,16 +897,17 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   }
 }
 
-// Adds its parts of G and q to kPixels listed pixels, different ones, from the n-th on.
+// Adds its parts of G and of the query, whose shares are side by side, to kPixels listed pixels, different
+// ones, from the n-th on.
 template <int kPixels, typename T, typename Real = Accumulator<T>>
-SIFA_INLINE void scatter(const T* grad, const T* query, const Real* of_grad, const Real* of_query,
+SIFA_INLINE void scatter(const T* grad, const T* query, const Vector<Real, 2>* shares,
                          const Footprint<T>& footprint, int n, int64_t channels, Real* frame) {
   Real* targets[kPixels];
   Real grad_shares[kPixels], query_shares[kPixels];
   for (int j = 0; j < kPixels; ++j) {
     targets[j] = frame + footprint.distance[n + j];
-    grad_shares[j] = of_grad[footprint.position[n + j]];
-    query_shares[j] = of_query[footprint.position[n + j]];
+    grad_shares[j] = shares[footprint.position[n + j]][0];
+    query_shares[j] = shares[footprint.position[n + j]][1];
   }
   for_channels<T>(channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
     constexpr int kLanes = decltype(lanes)::value;
@@ -932,7 +938,7 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
   Taps<T> located(call);
   Footprint<T> footprint(row_size, call.channels);
   int taps[kMaxTaps];
-  Real of_grad[Footprint<T>::kPositions], of_query[Footprint<T>::kPositions];  // by position
+  Vector<Real, 2> shares[Footprint<T>::kPositions];
   for (int64_t t = 0; t < call.frames; ++t) {
     if (neighbour_frame(call, t) != m) continue;
     const int64_t first_tile = (n * call.frames + t) * tiles_per_frame(call);
@@ -957,17 +963,15 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
         footprint.list(located, lane, taps, count, begin, end);
         if (footprint.count == 0) return;
         for (int64_t group = 0; group < call.groups; ++group) {
-          footprint.clear(of_grad, count);
-          footprint.clear(of_query, count);
+          footprint.clear(shares, count);
           for (int i = 0; i < count; ++i) {
-            const Real* of_tap = kept + (taps[i] * call.groups + group) * 2;
-            footprint.spread(located, taps[i], i, of_tap[0], of_grad);
-            footprint.spread(located, taps[i], i, of_tap[1], of_query);
+            const auto of_sample = load<2>(kept + (taps[i] * call.groups + group) * 2);
+            footprint.spread(located, taps[i], i, of_sample, shares);
           }
           Real* first = sums - begin * row_size + group * channels;
           footprint.for_groups([&](int n, auto number) __attribute__((always_inline)) {
-            scatter<decltype(number)::value>(grad + group * channels, query + group * channels, of_grad,
-                                             of_query, footprint, n, channels, first);
+            scatter<decltype(number)::value>(grad + group * channels, query + group * channels, shares,
+                                             footprint, n, channels, first);
           });
         }
       });
