@@ -47,15 +47,17 @@ Tensor inter_frame_attention(Tensor query, Tensor memory, Tensor offset, int64_t
   return output;
 }
 
-// How many bands of rows each memory frame is cut into, so that there is work for every thread, and so that
-// the float32 sums of a band of half or bfloat16 rows stay in the cache.
-int64_t memory_bands(const InterFrameAttention& call) {
+// How many rows of a memory frame are summed as one piece, a band: so few that every thread has two pieces,
+// and that the float32 sums of half or bfloat16 rows stay in the cache. No fewer, because for each of a
+// frame's bands its readers' taps are located again.
+int64_t rows_per_band(const InterFrameAttention& call) {
   constexpr int64_t kScratchLimit = 1 << 20;
   const int64_t frames = call.batch * call.memory_frames;
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t for_threads = threads == 1 ? 1 : (4 * threads + frames - 1) / frames;
+  const int64_t for_threads = threads == 1 ? 1 : (2 * threads + frames - 1) / frames;
   const int64_t for_cache = memory_scratch_bytes(call, call.height) / kScratchLimit + 1;
-  return std::min(std::max(for_threads, for_cache), call.height);
+  const int64_t bands = std::min(std::max(for_threads, for_cache), call.height);
+  return (call.height + bands - 1) / bands;
 }
 
 // Deterministic for any number of threads, whether `deterministic` is asked for or not: every element of
@@ -95,17 +97,16 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
   });
   if (call.memory_frames == 0) return {grad_query, grad_memory, grad_offset};
 
-  // Counted through (band, n, m): of a clip the first frame has no reader and the last one two, and threads
-  // get adjacent numbers. Of a single clip by two threads a third of the time.
-  const int64_t bands = memory_bands(call), frames = call.batch * call.memory_frames;
-  const int64_t rows = (call.height + bands - 1) / bands;
-  torch::stable::parallel_for(0, bands * frames, 1, [&](int64_t begin, int64_t end) {
+  // Counted through (n, band, m), with the last m first: of a clip that clamps one end has two readers and
+  // the other none. Side by side they are shared evenly among threads, which get adjacent pieces: frame by
+  // frame from the first on, one of two threads had three quarters of the work of four frames.
+  const int64_t rows = rows_per_band(call), bands = (call.height + rows - 1) / rows;
+  const int64_t frames = call.memory_frames;
+  torch::stable::parallel_for(0, call.batch * bands * frames, 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(memory_scratch_bytes(call, rows));
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t frame = i % frames;
-      const int64_t first = i / frames * rows, last = std::min(first + rows, call.height);
-      if (first >= last) continue;
-      table.backward_memory(call, frame / call.memory_frames, frame % call.memory_frames, first, last,
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t m = (piece + frames - 1) % frames, first = piece / frames % bands * rows;
+      table.backward_memory(call, piece / (frames * bands), m, first, std::min(first + rows, call.height),
                             tap_gradients.get(), scratch.get());
     }
   });

@@ -191,9 +191,9 @@ class Taps {
     }
   }
 
-  // The offsets of the tile below, or of one at the top of the next frame, are fetched ahead: a tile's rows
-  // are too short for the processor to foresee them. Up to a tenth of the time, forward and backward, at 64
-  // and 128 channels.
+  // By vectors if it can be. Then those of the tile below, or of one at the top of the next frame, are
+  // fetched ahead: a tile's rows are too short for the processor to foresee them. Up to a tenth of the time,
+  // forward and backward, at 64 and 128 channels.
   template <typename Offset>
   SIFA_INLINE void load_offsets(const Tile& tile, const Offset* offset) {
     static_assert(kTileSize == 4, "a row of the tile fills a vector of four");
@@ -358,7 +358,7 @@ class Footprint {
       in_window_[at] = at / kWindow * row + at % kWindow * column;
   }
 
-  // For the pixels of a tile, in their lanes.
+  // For the pixels of a tile, in their lanes, and the rows that any of them reads.
   SIFA_INLINE void find_windows(const Taps<T>& taps) {
     int32_t bottom[kTilePixels], right[kTilePixels];
     for (int lane = 0; lane < kTilePixels; ++lane) {
@@ -817,8 +817,8 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   Taps<T> located(call);
   Footprint<T> footprint(call.memory_strides.row, call.memory_strides.column);
   int taps[kMaxTaps];
-  // Products of G and of the query with pixels, and with samples and their derivatives, side by side: one
-  // instruction for two, and 2 to 7 % of this and of backward_memory_rows.
+  // Products with pixels, and with samples and their derivatives: of G first, and beside it of the query. One
+  // instruction for two saves 2 to 5 % of this, and as much or more of backward_memory_rows.
   using Two = Vector<Real, 2>;
   Two products[Footprint<T>::kPositions];
   typename Footprint<T>::template Sampled<Two> sampled[kMaxTaps];
@@ -897,8 +897,7 @@ void backward_query_tiles(const InterFrameAttentionBackward& call, int64_t begin
   }
 }
 
-// Adds its parts of G and of the query, whose shares are side by side, to kPixels listed pixels, different
-// ones, from the n-th on.
+// Adds its parts of G, and of the query, to kPixels listed pixels, different ones, from the n-th on.
 template <int kPixels, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void scatter(const T* grad, const T* query, const Vector<Real, 2>* shares,
                          const Footprint<T>& footprint, int n, int64_t channels, Real* frame) {
@@ -938,7 +937,7 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
   Taps<T> located(call);
   Footprint<T> footprint(row_size, call.channels);
   int taps[kMaxTaps];
-  Vector<Real, 2> shares[Footprint<T>::kPositions];
+  Vector<Real, 2> shares[Footprint<T>::kPositions];  // of G, and of the query
   for (int64_t t = 0; t < call.frames; ++t) {
     if (neighbour_frame(call, t) != m) continue;
     const int64_t first_tile = (n * call.frames + t) * tiles_per_frame(call);

@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor> motion_saliency_backward(Tensor grad_output, Tensor q
   call.grad_query = grad_query.mutable_data_ptr();
   call.grad_memory = grad_memory.mutable_data_ptr();
   const MotionSaliencyKernels& table = motion_saliency_kernels();
-  const int64_t per_row = (call.frames + call.memory_frames) * call.width * call.channels;
-  torch::stable::parallel_for(0, call.batch * call.height, grain(per_row, kElements),
+  const int64_t per_pixel = (call.frames + call.memory_frames) * call.channels;
+  torch::stable::parallel_for(0, call.batch * call.height * call.width, grain(per_pixel, kElements),
                               [&](int64_t begin, int64_t end) { table.backward(call, begin, end); });
   return {grad_query, grad_memory};
 }

@@ -13,8 +13,8 @@ struct MotionSaliencyKernels {
   // Writes the rows [begin, end) of `output`, counted through (n, t, y).
   void (*forward)(const MotionSaliency& call, int64_t begin, int64_t end);
 
-  // Writes the rows [begin, end), counted through (n, y), of all frames of grad_query and of grad_memory,
-  // which is a sum over the query frames that read a frame of the memory.
+  // Writes the pixels [begin, end), counted through (n, y, x), of all frames of grad_query and of
+  // grad_memory, which is a sum over the query frames that read a frame of the memory.
   void (*backward)(const MotionSaliencyBackward& call, int64_t begin, int64_t end);
 };
 
@@ -27,7 +27,7 @@ struct MotionOffsetKernels {
   // Writes the channels [begin, end) of `weights`.
   void (*transform_weights)(const MotionOffset& call, int64_t begin, int64_t end, void* weights);
 
-  // The output is cut into strips of four rows: as many as this.
+  // The output is cut into strips of four rows, or pieces of them where rows are long: as many as this.
   int64_t (*strips)(const MotionOffset& call);
 
   // Writes the strips [begin, end) of `output`.

@@ -43,29 +43,34 @@ void forward_rows(const MotionSaliency& call, int64_t begin, int64_t end) {
 
 // With s = sigmoid(n - f), the derivatives of m = s n (+ n) are
 //   dm/df = -s (1 - s) n        dm/dn = s (1 - s) n + s (+ 1)
-// Both at once, frame of the memory by frame of the memory: every sigmoid is computed and everything read but
-// once, and a row of one frame that the next frame reads is still in the caches.
+// Both at once, frame of the memory by frame of the memory: every sigmoid is computed once, and where query
+// and memory are one clip, a frame is still in the caches when it is read the second time.
 template <typename T, typename Real = Accumulator<T>>
-void backward_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
-  const int64_t row_size = call.width * call.channels, frame_size = call.height * row_size;
+void backward_pixels(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
+  const int64_t frame_size = call.height * call.width * call.channels;
   const Real direct = call.residual ? Real(1) : Real(0);
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t n = index / call.height, y = index % call.height;
-    // The row in the first frame; `t` and `m` lead from there to the others.
-    const T* query = row_of<T>(call.query, call.query_strides, n, 0, y);
-    const T* memory = row_of<T>(call.memory, call.memory_strides, n, 0, y);
-    const T* gradient = row_of<T>(call.grad_output, call.grad_output_strides, n, 0, y);
-    T* of_query = static_cast<T*>(call.grad_query) + (n * call.frames * call.height + y) * row_size;
-    T* of_memory = static_cast<T*>(call.grad_memory) + (n * call.memory_frames * call.height + y) * row_size;
+  for (int64_t index = begin, width = 0; index < end; index += width) {  // by rows, or pieces of them
+    const int64_t n = index / (call.height * call.width), pixel = index % (call.height * call.width);
+    const int64_t y = pixel / call.width, left = pixel % call.width;
+    width = end - index < call.width - left ? end - index : call.width - left;
+    // In the first frame; the others are at t or m times a distance.
+    const T* query = row_of<T>(call.query, call.query_strides, n, 0, y) + left * call.query_strides.column;
+    const T* gradient = row_of<T>(call.grad_output, call.grad_output_strides, n, 0, y) +
+                        left * call.grad_output_strides.column;
+    T* of_query = static_cast<T*>(call.grad_query) + n * call.frames * frame_size + pixel * call.channels;
     for (int64_t t = 0; t < call.frames; ++t) {
       if (neighbour_frame(call, t) >= 0) continue;
-      std::memset(of_query + t * frame_size, 0, static_cast<size_t>(row_size) * sizeof(T));
+      std::memset(of_query + t * frame_size, 0, static_cast<size_t>(width * call.channels) * sizeof(T));
     }
     for (int64_t m = 0; m < call.memory_frames; ++m) {
       const FrameRange readers = readers_of(call, m);
-      for (int64_t x = 0; x < call.width; ++x) {
+      const T* memory =
+          row_of<T>(call.memory, call.memory_strides, n, m, y) + left * call.memory_strides.column;
+      T* of_memory = static_cast<T*>(call.grad_memory) + (n * call.memory_frames + m) * frame_size +
+                     pixel * call.channels;
+      for (int64_t x = 0; x < width; ++x) {
         const T* f = query + x * call.query_strides.column;
-        const T* neighbour = memory + m * call.memory_strides.frame + x * call.memory_strides.column;
+        const T* neighbour = memory + x * call.memory_strides.column;
         const T* g = gradient + x * call.grad_output_strides.column;
         for_channels<Real>(call.channels, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
           constexpr int kLanes = decltype(lanes)::value;
@@ -78,7 +83,7 @@ void backward_rows(const MotionSaliencyBackward& call, int64_t begin, int64_t en
             store<kLanes>(of_query + t * frame_size + x * call.channels + c, -(of_output * slope));
             sum += of_output * (slope + s + direct);
           }
-          store<kLanes>(of_memory + m * frame_size + x * call.channels + c, sum);
+          store<kLanes>(of_memory + x * call.channels + c, sum);
         });
       }
     }
@@ -90,7 +95,7 @@ void forward(const MotionSaliency& call, int64_t begin, int64_t end) {
 }
 
 void backward(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
-  for_feature_type(call.features, [&](auto type) { backward_rows<decltype(type)>(call, begin, end); });
+  for_feature_type(call.features, [&](auto type) { backward_pixels<decltype(type)>(call, begin, end); });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Vectors of the compiler's own kind (GCC and Clang vector extensions), just wide enough for the kernels:
-// load, store, sum, and a loop over channels. Included only by inter_frame_attention_kernels.cpp, once per
-// instruction set, hence in an unnamed namespace: nothing in it may be shared between objects compiled for
-// different processors.
+// load, store, sum, and a loop over channels. Included only by the *_kernels.cpp, once per instruction set,
+// hence in an unnamed namespace: nothing in it may be shared between objects compiled for different
+// processors.
 #pragma once
 
 #include <cstdint>
@@ -294,7 +294,7 @@ SIFA_INLINE Vector<Real, kLanes> interleave(Vector<Real, kLanes> a, Vector<Real,
 
 // Keeps a value that was loaded in a register: GCC would load it again for each of its uses.
 template <typename V>
-SIFA_INLINE void keep(V& value) {
+SIFA_INLINE void keep([[maybe_unused]] V& value) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(V) == kVectorBytes) asm("" : "+v"(value));
 #elif defined(__x86_64__)

@@ -122,6 +122,13 @@ struct Tensor {
     channel_stride = t * h * w;
   }
 
+  // The same with neither channels nor columns adjacent, as (N, C, H, W, T).
+  void arrange_by_frames() {
+    const auto [n, t, h, w, c] = shape;
+    strides = {c * t * h * w, 1, w * t, t};
+    channel_stride = t * h * w;
+  }
+
   int64_t index(int64_t n, int64_t t, int64_t y, int64_t x, int64_t c) const {
     return n * strides.batch + t * strides.frame + y * strides.row + x * strides.column + c * channel_stride;
   }

@@ -180,7 +180,14 @@ Case random_case(uint32_t seed) {
                                            call.channels, pick({0, 1}));
   c.offset =
       std::make_unique<Tensor>(call.offsets, call.batch, call.frames, call.height, call.width, 2 * c.taps());
-  if (pick({0, 1})) c.offset->arrange_in_planes();
+  switch (pick({0, 1, 2})) {
+    case 1:
+      c.offset->arrange_in_planes();
+      break;
+    case 2:
+      c.offset->arrange_by_frames();
+      break;
+  }
   c.query->fill(value);
   c.memory->fill(value);
   c.grad_output->fill(value);
