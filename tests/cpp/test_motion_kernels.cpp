@@ -153,7 +153,7 @@ class MotionKernels : public testing::TestWithParam<const char*> {
     if (saliency_ == nullptr) GTEST_SKIP() << "this processor or this build has no " << GetParam();
   }
 
-  // Cut into pieces of `size` rows, of channels of the weights, and of strips.
+  // Cut into pieces of `size` rows, of pixels, of channels of the weights, and of strips.
   Buffers run(const Case& c, int64_t size) const {
     Buffers buffers(c.call);
     const auto in_pieces = [&](int64_t all, const auto& piece) {
