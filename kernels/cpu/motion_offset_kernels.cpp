@@ -1,19 +1,11 @@
 // The CPU kernel of sifa::motion_offset: the 3x3 convolution of the motion saliency, which never leaves the
 // caches. Compiled once per instruction set, like inter_frame_attention_kernels.cpp; see there.
 //
-// 18 outputs fill no vector well, so a lane is a place, not an output, and the convolution is Winograd's
-// F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016): a tile of 4x4
-// outputs sees a window d of 6x6 pixels, and is
-//
-//   A [sum_c (G g G') * (B d B')] A'
-//
-// with the matrices of polynomials evaluated at 0, a, -a, b, -b and infinity, below: 36 products of matrices
-// (outputs x channels) by (channels x tiles) that take 2.25 multiply-adds per output and channel instead
-// of 9. The points +-3/4 and +-3/2 instead of the usual +-1 and +-2 cost nothing and leave a quarter of the
-// error.
+// 18 outputs fill no vector well, so a lane is a place, not an output, and the convolution is Winograd's, of
+// winograd.h: 36 products of matrices (outputs x channels) by (channels x tiles).
 //
 // Of a group of tiles, and kChannelsAtOnce channels at a time, the kernel computes
-//   saliency   of the windows' pixels, [row][vector of channels][column]: in lines of a cache that adjoin
+//   saliency   of the windows' pixels, as motion_strips.h lays it out
 //   patches    B d B', [frequency][channel][place], a third of the 36 frequencies at a time
 //   products   [frequency][output][place], summed over the channels in their order
 // and at last the outputs. A place is where a tile stands in its group. Every lane does the same, so nothing
@@ -23,9 +15,10 @@
 
 #include "kernels.h"
 #include "motion_kernels.h"
-#include "saliency.h"
+#include "motion_strips.h"
 #include "table.h"
 #include "vector.h"
+#include "winograd.h"
 
 namespace sifa::cpu {
 namespace {
@@ -36,81 +29,32 @@ constexpr int kOutputs = 9, kVectors = 3;
 #else
 constexpr int kOutputs = 6, kVectors = 2;
 #endif
-constexpr int kTile = 4;    // pixels along a side of a tile
-constexpr int kWindow = 6;  // and of what it sees
-constexpr int kFrequencies = kWindow * kWindow;
-// Two of the six rows of B d B' share most of their sums: the first and the last, those of a, and those of b.
-constexpr int kPasses = 3;
-constexpr int kPatches = kFrequencies / kPasses;  // of a pass
-// So that saliency, patches and products together stay in 1 MiB of cache, in float32. Half the channels, or
-// half or twice the places, took 3 to 8 % longer.
-constexpr int kChannelsAtOnce = 64;
+// Half or twice the places took 3 to 8 % longer.
 constexpr int64_t kPlacesAtOnce = 112;
 // Channels whose patches are written and multiplied at once, and whose sum is added to the others as one:
 // long sums of products that then cancel are where nearly all of the rounding errors come from. Of 128
 // channels this leaves half of the error.
 constexpr int kChannelsSummed = 16;
 
-// The points a and b, and what the matrices are made of. All are exact.
-template <typename Real>
-struct Points {
-  static constexpr Real a = Real(0.75), b = Real(1.5);
-  static constexpr Real aa = a * a, bb = b * b;
-};
-
-SIFA_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-SIFA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Row of B d B', or column, that comes first or second in a pass.
-SIFA_INLINE int frequency_of(int pass, int which) {
-  return pass == 0 ? which * (kWindow - 1) : 2 * pass - 1 + which;
-}
-
-// How the output is cut. A strip is a row of tiles, or a piece of one where rows are long. Strips are counted
-// through (n, t, piece, row), so that adjacent strips share rows of pixels.
-struct Strips {
-  int64_t rows;    // of tiles in a frame
-  int64_t pieces;  // of a row of tiles
-  int64_t tiles;   // in a strip; the last piece of a row may have tiles outside the frame
-
-  explicit Strips(const MotionOffset& call) : rows(divide_up(call.height, kTile)) {
-    const int64_t columns = divide_up(call.width, kTile);
-    pieces = divide_up(columns, kPlacesAtOnce);
-    tiles = divide_up(columns, pieces);
-  }
-
-  SIFA_INLINE int64_t count(const MotionOffset& call) const {
-    return call.batch * call.frames * pieces * rows;
-  }
-  // Strips in a group, which may begin and end inside a frame: two rows of saliency are then computed twice,
-  // which costs less than empty lanes (groups of whole frames of 28x28 took 5 % longer).
-  SIFA_INLINE int64_t at_once() const { return kPlacesAtOnce / tiles; }
-};
-
 // Sizes of the scratch, in elements, every one of them whole vectors.
 template <typename Real>
 struct Layout {
   static constexpr int64_t kLanes = kWide<Real>;
-  int64_t columns;  // of the pixels of a strip
-  int64_t pixels;   // of the saliency
-  int64_t places;   // distance between the channels of the patches, and between those of the products
-  int64_t blocks;   // of outputs
+  int64_t saliency_size;
+  int64_t places;  // distance between the channels of the patches, and between those of the products
+  int64_t blocks;  // of outputs
 
-  explicit Layout(const MotionOffset& call) : blocks(divide_up(call.outputs, kOutputs)) {
-    const Strips strips(call);
+  Layout(const MotionOffset& call, const Strips& strips, int64_t saliency_size)
+      : saliency_size(saliency_size), blocks(divide_up(call.outputs, kOutputs)) {
     const int64_t most = smaller(strips.at_once(), strips.count(call));
-    const int64_t runs = smaller(most, divide_up(most - 1, strips.rows) + 1);  // of strips of one piece
-    columns = kTile * strips.tiles + 2;
-    pixels = (kTile * most + 2 * runs) * columns;
     // An odd number of vectors: powers of two would fall on the same lines of the cache.
     places = (divide_up(most * strips.tiles, kLanes) | 1) * kLanes;
   }
 
-  SIFA_INLINE int64_t saliency_size() const { return pixels * kChannelsAtOnce; }
   SIFA_INLINE int64_t patch_size() const { return kChannelsSummed * places; }      // of one frequency
   SIFA_INLINE int64_t product_size() const { return blocks * kOutputs * places; }  // of one frequency
   SIFA_INLINE int64_t size() const {
-    return saliency_size() + kPatches * patch_size() + kFrequencies * product_size();
+    return saliency_size + kPatches * patch_size() + kFrequencies * product_size();
   }
 };
 
@@ -123,19 +67,12 @@ SIFA_INLINE Real* weight_at(Real* weights, const MotionOffset& call, int64_t blo
 
 // G times a column of g, for the outputs of a block.
 template <typename Real>
-SIFA_INLINE void transform_weight(const Real (*g)[kOutputs], Real (*result)[kOutputs]) {
-  using P = Points<Real>;
-  constexpr Real kZero = 1 / (P::aa * P::bb), kA = 1 / (2 * P::aa * (P::aa - P::bb)),
-                 kB = 1 / (2 * P::bb * (P::bb - P::aa));
+SIFA_INLINE void transform_block(const Real (*g)[kOutputs], Real (*result)[kOutputs]) {
   for (int o = 0; o < kOutputs; ++o) {
-    const Real even_a = kA * g[0][o] + (kA * P::aa) * g[2][o], odd_a = (kA * P::a) * g[1][o];
-    const Real even_b = kB * g[0][o] + (kB * P::bb) * g[2][o], odd_b = (kB * P::b) * g[1][o];
-    result[0][o] = kZero * g[0][o];
-    result[1][o] = even_a + odd_a;
-    result[2][o] = even_a - odd_a;
-    result[3][o] = even_b + odd_b;
-    result[4][o] = even_b - odd_b;
-    result[5][o] = g[2][o];
+    const Real column[3] = {g[0][o], g[1][o], g[2][o]};
+    Real transformed[kWindow];
+    transform_weight<Real>(column, transformed);
+    for (int i = 0; i < kWindow; ++i) result[i][o] = transformed[i];
   }
 }
 
@@ -155,10 +92,10 @@ void transform_weights_of(const MotionOffset& call, int64_t begin, int64_t end, 
           for (int j = 0; j < 3; ++j) g[j][i][o] = load_one(source + i * strides.row + j * strides.column);
         }
       }
-      for (int j = 0; j < 3; ++j) transform_weight<Real>(g[j], half[j]);
+      for (int j = 0; j < 3; ++j) transform_block<Real>(g[j], half[j]);
       for (int row = 0; row < kWindow; ++row) {
         for (int j = 0; j < 3; ++j) std::memcpy(across[row][j], half[j][row], sizeof(half[j][row]));
-        transform_weight<Real>(across[row], transformed);
+        transform_block<Real>(across[row], transformed);
         for (int column = 0; column < kWindow; ++column) {
           std::memcpy(weight_at(weights, call, blocks, row * kWindow + column, block, c), transformed[column],
                       sizeof(transformed[column]));
@@ -166,17 +103,6 @@ void transform_weights_of(const MotionOffset& call, int64_t begin, int64_t end, 
       }
     }
   }
-}
-
-// A run of strips of one piece of one frame: the rows [first, first + count) of tiles.
-struct Run {
-  int64_t n, t, piece, first, count;
-};
-
-SIFA_INLINE Run run_at(const MotionOffset& call, const Strips& strips, int64_t strip, int64_t end) {
-  const int64_t piece = strip / strips.rows, frame = piece / strips.pieces, first = strip % strips.rows;
-  return {frame / call.frames, frame % call.frames, piece % strips.pieces, first,
-          smaller(strips.rows - first, end - strip)};
 }
 
 // 16 bytes of every kNarrow-th of kLanes vectors in memory, the first of which are at `source`.
@@ -227,52 +153,17 @@ SIFA_INLINE void transpose(const Vector<Real, kWide<Real>>* vectors, int64_t cou
   }
 }
 
-// The first `count` channels, then zeros.
-template <typename T, typename Real = Accumulator<T>>
-SIFA_INLINE Vector<Real, kWide<Real>> load_some(const T* source, int64_t count) {
-  if (count >= kWide<Real>) return load<kWide<Real>>(source);
-  Vector<Real, kWide<Real>> result{};
-  for (int64_t i = 0; i < count; ++i) result[i] = load_one(source + i);
-  return result;
-}
-
-// Two of the six sums that B makes of d, those of a pass: the first and the last, or those of a point and of
-// its negative. `at(i)` is d's element i.
-template <int kPass, typename Real, typename Lanes, typename At>
-SIFA_INLINE void transform_window(const At& at, Lanes& first, Lanes& second) {
-  using P = Points<Real>;
-  if constexpr (kPass == 0) {
-    first = at(4) - (P::aa + P::bb) * at(2) + (P::aa * P::bb) * at(0);
-    second = at(5) - (P::aa + P::bb) * at(3) + (P::aa * P::bb) * at(1);
-  } else {
-    constexpr Real kPoint = kPass == 1 ? P::a : P::b, kOther = kPass == 1 ? P::bb : P::aa;
-    const Lanes even = at(4) - kOther * at(2), odd = at(3) - kOther * at(1);
-    first = even + kPoint * odd;
-    second = even - kPoint * odd;
-  }
-}
-
-// A times p: four of six.
-template <typename Real, typename Lanes>
-SIFA_INLINE void transform_products(const Lanes* p, Lanes* result) {
-  using P = Points<Real>;
-  const Lanes even_a = p[1] + p[2], odd_a = p[1] - p[2], even_b = p[3] + p[4], odd_b = p[3] - p[4];
-  result[0] = p[0] + even_a + even_b;
-  result[1] = P::a * odd_a + P::b * odd_b;
-  result[2] = P::aa * even_a + P::bb * even_b;
-  result[3] = p[5] + (P::aa * P::a) * odd_a + (P::bb * P::b) * odd_b;
-}
-
 template <typename T, typename Real = Accumulator<T>>
 class Kernel {
  public:
   Kernel(const MotionOffset& call, const void* weights, void* scratch)
       : call_(call),
-        strips_(call),
-        layout_(call),
+        strips_(call, kPlacesAtOnce),
+        strip_saliency_(call, strips_),
+        layout_(call, strips_, strip_saliency_.group_size()),
         weights_(static_cast<const Real*>(weights)),
         saliency_(static_cast<Real*>(scratch)),
-        patches_(saliency_ + layout_.saliency_size()),
+        patches_(saliency_ + layout_.saliency_size),
         products_(patches_ + kPatches * layout_.patch_size()) {}
 
   void forward(int64_t begin, int64_t end) {
@@ -294,23 +185,15 @@ class Kernel {
 
   void group(int64_t begin, int64_t end) {
     number_ = 0;
-    Real* saliency = saliency_;
-    for (int64_t strip = begin; strip < end;) {
-      const Run run = run_at(call_, strips_, strip, end);
+    const Real* saliency = saliency_;
+    for_runs(call_, strips_, begin, end, [&](const Run& run) {
       add_places(run, saliency);
-      saliency += (kTile * run.count + 2) * layout_.columns * kChannelsAtOnce;
-      strip += run.count;
-    }
+      saliency += strip_saliency_.run_size(run);
+    });
     for (int64_t channel = 0; channel < call_.channels; channel += kChannelsAtOnce) {
       const int64_t count = smaller(kChannelsAtOnce, call_.channels - channel);
       if (channel + count == call_.channels) fetch_output();
-      saliency = saliency_;
-      for (int64_t strip = begin; strip < end;) {
-        const Run run = run_at(call_, strips_, strip, end);
-        for (int64_t i = 0; i < kTile * run.count + 2; ++i, saliency += layout_.columns * kChannelsAtOnce)
-          write_saliency(run, kTile * run.first - 1 + i, channel, count, saliency);
-        strip += run.count;
-      }
+      strip_saliency_.write(begin, end, channel, count, saliency_);
       for (int64_t first = 0; first < count; first += kChannelsSummed) {
         const int64_t summed = smaller(kChannelsSummed, count - first);
         write_patches<0>(first, summed);
@@ -330,7 +213,7 @@ class Kernel {
         const int64_t y = kTile * (run.first + row), x = kTile * (run.piece * strips_.tiles + column);
         const int64_t pixel = ((run.n * call_.frames + run.t) * call_.height + y) * call_.width + x;
         places_[number_++] = {
-            saliency + kTile * (row * layout_.columns * kChannelsAtOnce + column * kLanes),
+            saliency + strip_saliency_.window(row, column),
             static_cast<T*>(call_.output) + pixel * call_.outputs,
             smaller(kTile, call_.height - y),
             smaller(kTile, call_.width - x),
@@ -354,61 +237,11 @@ class Kernel {
 
   SIFA_INLINE int64_t vectors() const { return divide_up(number_, kLanes); }
 
-  // Writes the saliency of `count` channels from `channel` on, of row y of the pixels of a run; zeros for
-  // those outside the frame.
-  void write_saliency(const Run& run, int64_t y, int64_t channel, int64_t count, Real* target) {
-    const int64_t m = neighbour_frame(call_, run.t);
-    if (m < 0 || y < 0 || y >= call_.height) return clear(target, 0, layout_.columns);
-    const int64_t left = kTile * run.piece * strips_.tiles - 1;
-    const int64_t begin = left < 0 ? 1 : 0, end = smaller(layout_.columns, call_.width - left);
-    clear(target, 0, begin);
-    clear(target, end, layout_.columns);
-    const T* query = static_cast<const T*>(call_.query) + run.n * call_.query_strides.batch +
-                     run.t * call_.query_strides.frame + y * call_.query_strides.row + channel;
-    const T* memory = static_cast<const T*>(call_.memory) + run.n * call_.memory_strides.batch +
-                      m * call_.memory_strides.frame + y * call_.memory_strides.row + channel;
-    for (int64_t x = begin; x < end; ++x) {
-      const T* f = query + (left + x) * call_.query_strides.column;
-      const T* n = memory + (left + x) * call_.memory_strides.column;
-      // A part of a pixel's channels, then a gap: no pattern that the processor fetches ahead by itself.
-      if (y + 1 < call_.height) {
-        for (int64_t c = 0; c < count; c += 64 / static_cast<int64_t>(sizeof(T))) {
-          __builtin_prefetch(f + call_.query_strides.row + c);
-          __builtin_prefetch(n + call_.memory_strides.row + c);
-        }
-      }
-      // A number known to the compiler: it unrolls the loop, and the processor takes the sigmoids side by
-      // side, which hides their latency (a third of this function's time).
-      Real* pixel = target + x * kLanes;
-      if (count == kChannelsAtOnce) {
-        write_pixel(f, n, kChannelsAtOnce, pixel);
-      } else {
-        write_pixel(f, n, count, pixel);
-      }
-    }
-  }
-
-  SIFA_INLINE void write_pixel(const T* f, const T* n, int64_t count, Real* pixel) {
-#pragma GCC unroll 8
-    for (int64_t c = 0; c < count; c += kLanes) {
-      const auto saliency = sifa::cpu::saliency<kLanes, Real>(load_some(f + c, count - c),
-                                                              load_some(n + c, count - c), call_.residual);
-      store<kLanes>(pixel + c * layout_.columns, saliency);
-    }
-  }
-
-  // The columns [begin, end) of a row of pixels.
-  SIFA_INLINE void clear(Real* row, int64_t begin, int64_t end) {
-    for (int64_t c = 0; c < kChannelsAtOnce; c += kLanes) {
-      for (int64_t x = begin; x < end; ++x) store<kLanes>(row + c * layout_.columns + x * kLanes, Lanes{});
-    }
-  }
-
   // Two rows of B d B' of every tile of the group, of `count` of the channels in saliency_: computed with a
   // channel in each lane, then transposed.
   template <int kPass>
   void write_patches(int64_t channel, int64_t count) {
-    const int64_t row = layout_.columns * kChannelsAtOnce;
+    const int64_t row = strip_saliency_.row_size();
     for (int64_t first = 0; first < number_; first += kLanes) {
       for (int64_t c = 0; c < count; c += kLanes) {
         Lanes patches[kPatches][kLanes];
@@ -417,7 +250,7 @@ class Kernel {
             for (int k = 0; k < kPatches; ++k) patches[k][i] = Lanes{};
             continue;
           }
-          const Real* window = places_[first + i].window + (channel + c) * layout_.columns;
+          const Real* window = places_[first + i].window + (channel + c) * strip_saliency_.columns();
           Lanes upper[kWindow], lower[kWindow];
           for (int column = 0; column < kWindow; ++column, window += kLanes) {
             transform_window<kPass, Real>(
@@ -439,10 +272,9 @@ class Kernel {
   }
 
   SIFA_INLINE void transform_row(const Lanes* row, Lanes (*patches)[kLanes], int i) {
-    const auto at = [&](int x) __attribute__((always_inline)) { return row[x]; };
-    transform_window<0, Real>(at, patches[0][i], patches[5][i]);
-    transform_window<1, Real>(at, patches[1][i], patches[2][i]);
-    transform_window<2, Real>(at, patches[3][i], patches[4][i]);
+    Lanes transformed[kWindow];
+    transform_window<Real>([&](int x) __attribute__((always_inline)) { return row[x]; }, transformed);
+    for (int k = 0; k < kWindow; ++k) patches[k][i] = transformed[k];
   }
 
   // Adds the products of `count` channels from `channel` on to the frequencies of a pass.
@@ -528,13 +360,9 @@ class Kernel {
     }
   }
 
-  SIFA_INLINE void store_some(T* target, Lanes values, int64_t count) {
-    if (count >= kLanes) return store<kLanes>(target, values);
-    for (int64_t i = 0; i < count; ++i) store_one(target + i, values[i]);
-  }
-
   const MotionOffset& call_;
   const Strips strips_;
+  const StripSaliency<T> strip_saliency_;
   const Layout<Real> layout_;
   const Real* const weights_;
   Real* const saliency_;
@@ -550,8 +378,12 @@ int64_t weight_bytes(const MotionOffset& call) {
 }
 
 int64_t scratch_bytes(const MotionOffset& call) {
-  return call.features == ScalarKind::kFloat64 ? Layout<double>(call).size() * 8
-                                               : Layout<float>(call).size() * 4;
+  return for_feature_type(call.features, [&](auto type) {
+    using Real = Accumulator<decltype(type)>;
+    const Strips strips(call, kPlacesAtOnce);
+    const int64_t saliency_size = StripSaliency<decltype(type)>(call, strips).group_size();
+    return Layout<Real>(call, strips, saliency_size).size() * static_cast<int64_t>(sizeof(Real));
+  });
 }
 
 void transform_weights(const MotionOffset& call, int64_t begin, int64_t end, void* weights) {
@@ -561,7 +393,7 @@ void transform_weights(const MotionOffset& call, int64_t begin, int64_t end, voi
   });
 }
 
-int64_t strips(const MotionOffset& call) { return Strips(call).count(call); }
+int64_t strips(const MotionOffset& call) { return Strips(call, kPlacesAtOnce).count(call); }
 
 void forward(const MotionOffset& call, const void* weights, int64_t begin, int64_t end, void* scratch) {
   for_feature_type(call.features,

@@ -41,14 +41,11 @@ void forward_rows(const MotionSaliency& call, int64_t begin, int64_t end) {
   }
 }
 
-// With s = sigmoid(n - f), the derivatives of m = s n (+ n) are
-//   dm/df = -s (1 - s) n        dm/dn = s (1 - s) n + s (+ 1)
-// Both at once, frame of the memory by frame of the memory: every sigmoid is computed once, and where query
-// and memory are one clip, a frame is still in the caches when it is read the second time.
+// Both gradients at once, frame of the memory by frame of the memory: every sigmoid is computed once, and
+// where query and memory are one clip, a frame is still in the caches when it is read the second time.
 template <typename T, typename Real = Accumulator<T>>
 void backward_pixels(const MotionSaliencyBackward& call, int64_t begin, int64_t end) {
   const int64_t frame_size = call.height * call.width * call.channels;
-  const Real direct = call.residual ? Real(1) : Real(0);
   for (int64_t index = begin, width = 0; index < end; index += width) {  // by rows, or pieces of them
     const int64_t n = index / (call.height * call.width), pixel = index % (call.height * call.width);
     const int64_t y = pixel / call.width, left = pixel % call.width;
@@ -77,11 +74,11 @@ void backward_pixels(const MotionSaliencyBackward& call, int64_t begin, int64_t 
           const auto value = load<kLanes>(neighbour + c);
           Vector<Real, kLanes> sum{};
           for (int64_t t = readers.begin; t < readers.end; ++t) {
-            const auto s = sigmoid<kLanes>(value - load<kLanes>(f + t * call.query_strides.frame + c));
-            const auto slope = s * (Real(1) - s) * value;
+            const auto slopes = saliency_slopes<kLanes, Real>(
+                load<kLanes>(f + t * call.query_strides.frame + c), value, call.residual);
             const auto of_output = load<kLanes>(g + t * call.grad_output_strides.frame + c);
-            store<kLanes>(of_query + t * frame_size + x * call.channels + c, -(of_output * slope));
-            sum += of_output * (slope + s + direct);
+            store<kLanes>(of_query + t * frame_size + x * call.channels + c, of_output * slopes.query);
+            sum += of_output * slopes.memory;
           }
           store<kLanes>(of_memory + x * call.channels + c, sum);
         });

@@ -68,5 +68,19 @@ SIFA_INLINE Vector<Real, kLanes> saliency(Vector<Real, kLanes> f, Vector<Real, k
   return residual ? product + n : product;
 }
 
+// With s = sigmoid(n - f), the derivatives of m = s n (+ n) are
+//   dm/df = -s (1 - s) n        dm/dn = s (1 - s) n + s (+ 1)
+template <typename Lanes>
+struct SaliencySlopes {
+  Lanes query, memory;
+};
+template <int kLanes, typename Real>
+SIFA_INLINE SaliencySlopes<Vector<Real, kLanes>> saliency_slopes(Vector<Real, kLanes> f,
+                                                                 Vector<Real, kLanes> n, bool residual) {
+  const auto s = sigmoid<kLanes>(n - f);
+  const auto slope = s * (Real(1) - s) * n;
+  return {-slope, slope + s + (residual ? Real(1) : Real(0))};
+}
+
 }  // namespace
 }  // namespace sifa::cpu
