@@ -175,14 +175,31 @@ void check_motion(const Require& require, MotionSaliency& call, const Tensor& qu
   call.residual = residual;
 }
 
-void check_gradient(const Require& require, const Tensor& grad_output, const Tensor& query) {
-  check_rank(require, grad_output, "grad_output", "(N, C, T, H, W)");
+// But its channels.
+void check_gradient(const Require& require, const Tensor& grad_output, const char* axes,
+                    const Tensor& query) {
+  check_rank(require, grad_output, "grad_output", axes);
   check_device(require, grad_output, "grad_output", query);
   check_dtype(require, grad_output, "grad_output", query);
   check_size(require, grad_output, "grad_output", 0, "batch size", query);
-  check_size(require, grad_output, "grad_output", 1, "channels", query);
   check_size(require, grad_output, "grad_output", 2, "frames", query);
   check_height_and_width(require, grad_output, "grad_output", query);
+}
+
+void check_gradient(const Require& require, const Tensor& grad_output, const Tensor& query) {
+  check_gradient(require, grad_output, "(N, C, T, H, W)", query);
+  check_size(require, grad_output, "grad_output", 1, "channels", query);
+}
+
+void check_weight(const Require& require, MotionOffset& call, const Tensor& weight, const Tensor& query) {
+  require(weight.dim() == 4, "weight must be 4-D (O, C, 3, 3), got ", ShapeOf{weight});
+  check_device(require, weight, "weight", query);
+  check_dtype(require, weight, "weight", query);
+  require(
+      weight.size(0) >= 1 && weight.size(1) == call.channels && weight.size(2) == 3 && weight.size(3) == 3,
+      "weight must have the shape (O, C, 3, 3) with at least 1 output and the ", call.channels,
+      " channels of query, got ", ShapeOf{weight});
+  call.outputs = weight.size(0);
 }
 
 }  // namespace
@@ -266,14 +283,26 @@ MotionOffset check_motion_offset(const Tensor& query, const Tensor& memory, cons
   const Require require{"motion_offset"};
   MotionOffset call{};
   check_motion(require, call, query, memory, frame_shift, edge, residual);
-  require(weight.dim() == 4, "weight must be 4-D (O, C, 3, 3), got ", ShapeOf{weight});
-  check_device(require, weight, "weight", query);
-  check_dtype(require, weight, "weight", query);
-  require(
-      weight.size(0) >= 1 && weight.size(1) == call.channels && weight.size(2) == 3 && weight.size(3) == 3,
-      "weight must have the shape (O, C, 3, 3) with at least 1 output and the ", call.channels,
-      " channels of query, got ", ShapeOf{weight});
-  call.outputs = weight.size(0);
+  check_weight(require, call, weight, query);
+  return call;
+}
+
+MotionOffsetBackward check_motion_offset_backward(const Tensor& grad_output, const Tensor& query,
+                                                  const Tensor& memory, const Tensor* weight,
+                                                  int64_t frame_shift, const std::string& edge,
+                                                  bool residual) {
+  const Require require{"motion_offset"};
+  MotionOffsetBackward call{};
+  check_motion(require, call, query, memory, frame_shift, edge, residual);
+  check_gradient(require, grad_output, "(N, O, T, H, W)", query);
+  if (weight != nullptr) {
+    check_weight(require, call, *weight, query);
+    require(grad_output.size(1) == call.outputs, "grad_output must have the outputs of weight (",
+            call.outputs, "), got ", grad_output.size(1));
+  } else {
+    require(grad_output.size(1) >= 1, "grad_output must have at least 1 output, got 0");
+    call.outputs = grad_output.size(1);
+  }
   return call;
 }
 

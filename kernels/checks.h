@@ -39,6 +39,14 @@ MotionOffset check_motion_offset(const torch::stable::Tensor& query, const torch
                                  const torch::stable::Tensor& weight, int64_t frame_shift,
                                  const std::string& edge, bool residual);
 
+// For the gradient of the weight, which the weight has no part in, `weight` is null: grad_output then says
+// how many outputs there are.
+MotionOffsetBackward check_motion_offset_backward(const torch::stable::Tensor& grad_output,
+                                                  const torch::stable::Tensor& query,
+                                                  const torch::stable::Tensor& memory,
+                                                  const torch::stable::Tensor* weight, int64_t frame_shift,
+                                                  const std::string& edge, bool residual);
+
 // `features` itself if its channels are adjacent in memory, whatever its other strides: channels_last_3d
 // tensors, the channels-last output of a 2-D backbone viewed as a clip, and slices of both are read in place.
 // Anything else is converted to channels_last_3d, once.

@@ -54,6 +54,16 @@ struct MotionOffset : MotionSaliency {
   WeightStrides weight_strides;
 };
 
+// grad_output has the shape and the element type of `output`, which is not used, and grad_weight those of the
+// weight; it is dense. grad_query and grad_memory are as those of the saliency.
+struct MotionOffsetBackward : MotionOffset {
+  const void* grad_output;
+  PixelStrides grad_output_strides;
+  void* grad_query;
+  void* grad_memory;
+  void* grad_weight;
+};
+
 // The query frames that read one memory frame: [begin, end).
 struct FrameRange {
   int64_t begin, end;

@@ -21,9 +21,15 @@ STABLE_TORCH_LIBRARY(sifa, library) {
       "motion_saliency_backward(Tensor grad_output, Tensor query, Tensor memory, int frame_shift, str edge, "
       "bool residual) -> (Tensor, Tensor)");
 
-  // Has no backward of its own: python/sifa/ops/motion.py composes it of motion_saliency's and torch's
-  // convolution's.
   library.def(
       "motion_offset(Tensor query, Tensor memory, Tensor weight, int frame_shift=1, str edge=\"clamp\", "
       "bool residual=False) -> Tensor");
+  // Two, because training without one of the gradients is common. On CUDA there are none:
+  // python/sifa/ops/motion.py composes the gradients of motion_saliency's and torch's convolution's.
+  library.def(
+      "motion_offset_backward_features(Tensor grad_output, Tensor query, Tensor memory, Tensor weight, "
+      "int frame_shift, str edge, bool residual) -> (Tensor, Tensor)");
+  library.def(
+      "motion_offset_backward_weight(Tensor grad_output, Tensor query, Tensor memory, int frame_shift, "
+      "str edge, bool residual) -> Tensor");
 }

@@ -14,10 +14,13 @@ namespace sifa::cpu {
 extern const Kernels default_kernels;
 extern const MotionSaliencyKernels default_motion_saliency_kernels;
 extern const MotionOffsetKernels default_motion_offset_kernels;
+extern const MotionOffsetBackwardKernels default_motion_offset_backward_kernels;
 #if defined(SIFA_HAVE_X86_KERNELS)
 extern const Kernels avx2_kernels, avx512_kernels;
 extern const MotionSaliencyKernels avx2_motion_saliency_kernels, avx512_motion_saliency_kernels;
 extern const MotionOffsetKernels avx2_motion_offset_kernels, avx512_motion_offset_kernels;
+extern const MotionOffsetBackwardKernels avx2_motion_offset_backward_kernels,
+    avx512_motion_offset_backward_kernels;
 #endif
 
 namespace {
@@ -27,6 +30,7 @@ struct Tables {
   const Kernels* attention;
   const MotionSaliencyKernels* saliency;
   const MotionOffsetKernels* offset;
+  const MotionOffsetBackwardKernels* offset_backward;
 };
 
 // Nulls if this build or this processor lacks it.
@@ -36,17 +40,20 @@ Tables find(const char* capability) {
   if (std::strcmp(capability, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
-    return {&avx512_kernels, &avx512_motion_saliency_kernels, &avx512_motion_offset_kernels};
+    return {&avx512_kernels, &avx512_motion_saliency_kernels, &avx512_motion_offset_kernels,
+            &avx512_motion_offset_backward_kernels};
   }
   if (std::strcmp(capability, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
       __builtin_cpu_supports("fma")) {
-    return {&avx2_kernels, &avx2_motion_saliency_kernels, &avx2_motion_offset_kernels};
+    return {&avx2_kernels, &avx2_motion_saliency_kernels, &avx2_motion_offset_kernels,
+            &avx2_motion_offset_backward_kernels};
   }
 #endif
   if (std::strcmp(capability, "default") == 0) {
-    return {&default_kernels, &default_motion_saliency_kernels, &default_motion_offset_kernels};
+    return {&default_kernels, &default_motion_saliency_kernels, &default_motion_offset_kernels,
+            &default_motion_offset_backward_kernels};
   }
-  return {nullptr, nullptr, nullptr};
+  return {nullptr, nullptr, nullptr, nullptr};
 }
 
 Tables choose() {
@@ -79,9 +86,13 @@ const MotionSaliencyKernels* find_motion_saliency_kernels(const char* capability
 const MotionOffsetKernels* find_motion_offset_kernels(const char* capability) {
   return find(capability).offset;
 }
+const MotionOffsetBackwardKernels* find_motion_offset_backward_kernels(const char* capability) {
+  return find(capability).offset_backward;
+}
 
 const Kernels& kernels() { return *chosen().attention; }
 const MotionSaliencyKernels& motion_saliency_kernels() { return *chosen().saliency; }
 const MotionOffsetKernels& motion_offset_kernels() { return *chosen().offset; }
+const MotionOffsetBackwardKernels& motion_offset_backward_kernels() { return *chosen().offset_backward; }
 
 }  // namespace sifa::cpu

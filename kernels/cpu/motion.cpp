@@ -1,10 +1,11 @@
-// sifa::motion_saliency, its backward and sifa::motion_offset on the CPU: turns tensors into parameter
+// sifa::motion_saliency, sifa::motion_offset and their backward on the CPU: turns tensors into parameter
 // structs, cuts the work and hands it to torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -23,6 +24,19 @@ int64_t grain(int64_t per_piece, int64_t worth) {
 }
 constexpr int64_t kElements = 1 << 15;  // torch's own loops ask for as many
 constexpr int64_t kProducts = 1 << 18;
+
+void read_weight(MotionOffset& call, const Tensor& weight) {
+  call.weight = weight.const_data_ptr();
+  call.weight_strides = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+}
+
+// `grad_output` is converted where it has to be, so it must outlive the call.
+template <typename Call>
+void read_gradient(Call& call, Tensor& grad_output) {
+  grad_output = with_adjacent_channels(grad_output);
+  call.grad_output = grad_output.const_data_ptr();
+  call.grad_output_strides = pixel_strides(grad_output);
+}
 
 Tensor motion_saliency(Tensor query, Tensor memory, int64_t frame_shift, std::string edge, bool residual) {
   MotionSaliency call = check_motion_saliency(query, memory, frame_shift, edge, residual);
@@ -50,9 +64,7 @@ std::tuple<Tensor, Tensor> motion_saliency_backward(Tensor grad_output, Tensor q
   }
 
   read_features(call, query, memory);
-  grad_output = with_adjacent_channels(grad_output);
-  call.grad_output = grad_output.const_data_ptr();
-  call.grad_output_strides = pixel_strides(grad_output);
+  read_gradient(call, grad_output);
   call.grad_query = grad_query.mutable_data_ptr();
   call.grad_memory = grad_memory.mutable_data_ptr();
   const MotionSaliencyKernels& table = motion_saliency_kernels();
@@ -70,8 +82,7 @@ Tensor motion_offset(Tensor query, Tensor memory, Tensor weight, int64_t frame_s
 
   read_features(call, query, memory);
   call.output = output.mutable_data_ptr();
-  call.weight = weight.const_data_ptr();
-  call.weight_strides = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+  read_weight(call, weight);
   const MotionOffsetKernels& table = motion_offset_kernels();
   const Scratch weights = allocate(table.weight_bytes(call));
   torch::stable::parallel_for(
@@ -87,6 +98,64 @@ Tensor motion_offset(Tensor query, Tensor memory, Tensor weight, int64_t frame_s
   return output;
 }
 
+std::tuple<Tensor, Tensor> motion_offset_backward_features(Tensor grad_output, Tensor query, Tensor memory,
+                                                           Tensor weight, int64_t frame_shift,
+                                                           std::string edge, bool residual) {
+  MotionOffsetBackward call =
+      check_motion_offset_backward(grad_output, query, memory, &weight, frame_shift, edge, residual);
+  Tensor grad_query = empty_channels_last(query);
+  Tensor grad_memory = empty_channels_last(memory);
+  if (query.numel() == 0 || memory.numel() == 0) {
+    torch::stable::zero_(grad_query);
+    torch::stable::zero_(grad_memory);
+    return {grad_query, grad_memory};
+  }
+
+  read_features(call, query, memory);
+  read_weight(call, weight);
+  read_gradient(call, grad_output);
+  call.grad_query = grad_query.mutable_data_ptr();
+  call.grad_memory = grad_memory.mutable_data_ptr();
+  const MotionOffsetBackwardKernels& table = motion_offset_backward_kernels();
+  const Scratch weights = allocate(table.weight_bytes(call));
+  torch::stable::parallel_for(
+      0, call.outputs, grain(16 * call.channels, kElements),
+      [&](int64_t begin, int64_t end) { table.transform_weights(call, begin, end, weights.get()); });
+  const int64_t per_tile = 36 * call.channels * call.outputs;
+  torch::stable::parallel_for(0, table.tiles(call), grain(per_tile, kProducts),
+                              [&](int64_t begin, int64_t end) {
+                                const Scratch scratch = allocate(table.feature_scratch_bytes(call));
+                                table.features(call, weights.get(), begin, end, scratch.get());
+                              });
+  return {grad_query, grad_memory};
+}
+
+Tensor motion_offset_backward_weight(Tensor grad_output, Tensor query, Tensor memory, int64_t frame_shift,
+                                     std::string edge, bool residual) {
+  MotionOffsetBackward call =
+      check_motion_offset_backward(grad_output, query, memory, nullptr, frame_shift, edge, residual);
+  const int64_t sizes[] = {call.outputs, call.channels, 3, 3};
+  Tensor grad_weight =
+      torch::stable::empty({sizes, 4}, query.scalar_type(), std::nullopt, query.device(), std::nullopt);
+  if (query.numel() == 0 || memory.numel() == 0) return torch::stable::zero_(grad_weight);
+
+  read_features(call, query, memory);
+  read_gradient(call, grad_output);
+  call.grad_weight = grad_weight.mutable_data_ptr();
+  const MotionOffsetBackwardKernels& table = motion_offset_backward_kernels();
+  const Scratch parts = allocate(table.part_bytes(call));
+  const int64_t count = table.parts(call);
+  const int64_t products = call.batch * call.frames * call.height * call.width * call.channels * call.outputs;
+  torch::stable::parallel_for(0, count, grain(products / count, kProducts), [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(table.weight_scratch_bytes(call));
+    table.weight_parts(call, begin, end, parts.get(), scratch.get());
+  });
+  torch::stable::parallel_for(
+      0, call.outputs, grain(9 * count * call.channels, kElements),
+      [&](int64_t begin, int64_t end) { table.weight(call, parts.get(), begin, end); });
+  return grad_weight;
+}
+
 }  // namespace
 }  // namespace sifa::cpu
 
@@ -94,4 +163,6 @@ STABLE_TORCH_LIBRARY_IMPL(sifa, CPU, library) {
   library.impl("motion_saliency", TORCH_BOX(&sifa::cpu::motion_saliency));
   library.impl("motion_saliency_backward", TORCH_BOX(&sifa::cpu::motion_saliency_backward));
   library.impl("motion_offset", TORCH_BOX(&sifa::cpu::motion_offset));
+  library.impl("motion_offset_backward_features", TORCH_BOX(&sifa::cpu::motion_offset_backward_features));
+  library.impl("motion_offset_backward_weight", TORCH_BOX(&sifa::cpu::motion_offset_backward_weight));
 }

@@ -1,6 +1,6 @@
-// Compares the CPU kernels of motion_saliency and motion_offset, for every instruction set of this processor,
-// with their equations (design section 3) written as a plain loop in double precision: random calls with
-// random layouts. SIFA_TEST_ALL=1 in the environment tries ten times as many.
+// Compares the CPU kernels of motion_saliency, motion_offset and their backward, for every instruction set of
+// this processor, with their equations (design section 3) written as a plain loop in double precision: random
+// calls with random layouts. SIFA_TEST_ALL=1 in the environment tries ten times as many.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,7 +25,8 @@ using namespace sifa;
 // One struct of parameters serves both operators: an offset call is a saliency call and more.
 struct Case {
   MotionOffset call{};
-  std::unique_ptr<Tensor> query, memory, grad_output, weight;  // weight: (outputs, 3, 3, 1, channels)
+  std::unique_ptr<Tensor> query, memory, grad_output, grad_offset,
+      weight;  // weight: (outputs, 3, 3, 1, channels)
   std::string description;
 };
 
@@ -59,15 +60,16 @@ Case random_case(uint32_t seed) {
   call.frame_shift = std::clamp<int64_t>(pick({1, 1, -1, 0, 2, -3}), -call.frames, call.memory_frames);
   call.residual = pick({0, 1}) != 0;
 
-  const auto features = [&](int64_t frames, int64_t padding) {
+  const auto random_clip = [&](int64_t frames, int64_t channels, int64_t padding) {
     auto tensor = std::make_unique<Tensor>(call.features, call.batch, frames, call.height, call.width,
-                                           call.channels, padding);
+                                           channels, padding);
     tensor->fill([&] { return 2 * normal(random); });
     return tensor;
   };
-  c.query = features(call.frames, pick({0, 3}));
-  c.memory = features(call.memory_frames, pick({0, 5}));
-  c.grad_output = features(call.frames, pick({0, 1}));
+  c.query = random_clip(call.frames, call.channels, pick({0, 3}));
+  c.memory = random_clip(call.memory_frames, call.channels, pick({0, 5}));
+  c.grad_output = random_clip(call.frames, call.channels, pick({0, 1}));
+  c.grad_offset = random_clip(call.frames, call.outputs, pick({0, 1}));
   c.weight = std::make_unique<Tensor>(call.features, call.outputs, 3, 3, 1, call.channels, pick({0, 2}));
   c.weight->fill([&] { return normal(random); });
   call.query = c.query->data.get();
@@ -91,7 +93,9 @@ Case random_case(uint32_t seed) {
 
 // Dense, (N, frames, H, W, C).
 struct Expected {
-  std::vector<double> saliency, grad_query, grad_memory, offset;
+  std::vector<double> saliency, grad_query, grad_memory;
+  // Of the offset, all but its own value. The gradient of the weight is (outputs, channels, 3, 3).
+  std::vector<double> offset, grad_query_of_offset, grad_memory_of_offset, grad_weight;
 };
 
 Expected evaluate(const Case& c) {
@@ -101,7 +105,10 @@ Expected evaluate(const Case& c) {
   e.saliency.assign(pixels * call.channels, 0);
   e.grad_query.assign(pixels * call.channels, 0);
   e.grad_memory.assign(call.batch * call.memory_frames * call.height * call.width * call.channels, 0);
+  e.grad_query_of_offset = e.grad_query;
+  e.grad_memory_of_offset = e.grad_memory;
   e.offset.assign(pixels * call.outputs, 0);
+  e.grad_weight.assign(call.outputs * call.channels * 9, 0);
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const int64_t x = pixel % call.width, y = pixel / call.width % call.height;
     const int64_t t = pixel / (call.width * call.height) % call.frames,
@@ -118,16 +125,24 @@ Expected evaluate(const Case& c) {
       e.grad_query[pixel * call.channels + k] = -g * slope;
       const int64_t target = ((n * call.memory_frames + m) * call.height + y) * call.width + x;
       e.grad_memory[target * call.channels + k] += g * (slope + s + (call.residual ? 1 : 0));
+      double of_saliency = 0;
       // Every output that sees this pixel.
       for (int64_t i = 0; i < 3; ++i) {
         for (int64_t j = 0; j < 3; ++j) {
           const int64_t row = y + 1 - i, column = x + 1 - j;
           if (row < 0 || row >= call.height || column < 0 || column >= call.width) continue;
           const int64_t seen = ((n * call.frames + t) * call.height + row) * call.width + column;
-          for (int64_t o = 0; o < call.outputs; ++o)
-            e.offset[seen * call.outputs + o] += value * c.weight->at(o, i, j, 0, k);
+          for (int64_t o = 0; o < call.outputs; ++o) {
+            const double w = c.weight->at(o, i, j, 0, k), of_offset = c.grad_offset->at(n, t, row, column, o);
+            e.offset[seen * call.outputs + o] += value * w;
+            of_saliency += of_offset * w;
+            e.grad_weight[((o * call.channels + k) * 3 + i) * 3 + j] += of_offset * value;
+          }
         }
       }
+      e.grad_query_of_offset[pixel * call.channels + k] = -of_saliency * slope;
+      e.grad_memory_of_offset[target * call.channels + k] +=
+          of_saliency * (slope + s + (call.residual ? 1 : 0));
     }
   }
   return e;
@@ -136,13 +151,17 @@ Expected evaluate(const Case& c) {
 // --- Running the kernels ---------------------------------------------------------------------------------
 
 struct Buffers {
-  Tensor saliency, grad_query, grad_memory, offset;
+  Tensor saliency, grad_query, grad_memory, offset, grad_query_of_offset, grad_memory_of_offset, grad_weight;
 
   explicit Buffers(const MotionOffset& call)
       : saliency(call.features, call.batch, call.frames, call.height, call.width, call.channels),
         grad_query(call.features, call.batch, call.frames, call.height, call.width, call.channels),
         grad_memory(call.features, call.batch, call.memory_frames, call.height, call.width, call.channels),
-        offset(call.features, call.batch, call.frames, call.height, call.width, call.outputs) {}
+        offset(call.features, call.batch, call.frames, call.height, call.width, call.outputs),
+        grad_query_of_offset(call.features, call.batch, call.frames, call.height, call.width, call.channels),
+        grad_memory_of_offset(call.features, call.batch, call.memory_frames, call.height, call.width,
+                              call.channels),
+        grad_weight(call.features, call.outputs, call.channels, 3, 3, 1) {}
 };
 
 class MotionKernels : public testing::TestWithParam<const char*> {
@@ -150,10 +169,11 @@ class MotionKernels : public testing::TestWithParam<const char*> {
   void SetUp() override {
     saliency_ = cpu::find_motion_saliency_kernels(GetParam());
     offset_ = cpu::find_motion_offset_kernels(GetParam());
+    offset_backward_ = cpu::find_motion_offset_backward_kernels(GetParam());
     if (saliency_ == nullptr) GTEST_SKIP() << "this processor or this build has no " << GetParam();
   }
 
-  // Cut into pieces of `size` rows, of pixels, of channels of the weights, and of strips.
+  // Cut into pieces of `size` rows, pixels, channels or outputs of the weights, strips, tiles, and parts.
   Buffers run(const Case& c, int64_t size) const {
     Buffers buffers(c.call);
     const auto in_pieces = [&](int64_t all, const auto& piece) {
@@ -181,11 +201,44 @@ class MotionKernels : public testing::TestWithParam<const char*> {
       const cpu::Scratch scratch = cpu::allocate(offset_->scratch_bytes(offset));
       offset_->forward(offset, weights.get(), begin, end, scratch.get());
     });
+
+    MotionOffsetBackward backward{};
+    static_cast<MotionOffset&>(backward) = c.call;
+    backward.grad_output = c.grad_offset->data.get();
+    backward.grad_output_strides = c.grad_offset->strides;
+    backward.grad_query = buffers.grad_query_of_offset.data.get();
+    backward.grad_memory = buffers.grad_memory_of_offset.data.get();
+    backward.grad_weight = buffers.grad_weight.data.get();
+    run_backward(backward, in_pieces);
     return buffers;
+  }
+
+  template <typename InPieces>
+  void run_backward(const MotionOffsetBackward& call, const InPieces& in_pieces) const {
+    // A memory without frames has no tiles that would write grad_query: the operator does not come this far.
+    if (call.memory_frames == 0) {
+      const int64_t count = call.batch * call.frames * call.height * call.width * call.channels;
+      for (int64_t i = 0; i < count; ++i) write(call.grad_query, call.features, i, 0);
+    }
+    const auto& table = *offset_backward_;
+    const cpu::Scratch weights = cpu::allocate(table.weight_bytes(call));
+    in_pieces(call.outputs,
+              [&](int64_t begin, int64_t end) { table.transform_weights(call, begin, end, weights.get()); });
+    in_pieces(table.tiles(call), [&](int64_t begin, int64_t end) {
+      const cpu::Scratch scratch = cpu::allocate(table.feature_scratch_bytes(call));
+      table.features(call, weights.get(), begin, end, scratch.get());
+    });
+    const cpu::Scratch parts = cpu::allocate(table.part_bytes(call));
+    in_pieces(table.parts(call), [&](int64_t begin, int64_t end) {
+      const cpu::Scratch scratch = cpu::allocate(table.weight_scratch_bytes(call));
+      table.weight_parts(call, begin, end, parts.get(), scratch.get());
+    });
+    in_pieces(call.outputs, [&](int64_t begin, int64_t end) { table.weight(call, parts.get(), begin, end); });
   }
 
   const cpu::MotionSaliencyKernels* saliency_ = nullptr;
   const cpu::MotionOffsetKernels* offset_ = nullptr;
+  const cpu::MotionOffsetBackwardKernels* offset_backward_ = nullptr;
 };
 
 constexpr int64_t kWhole = std::numeric_limits<int32_t>::max();
@@ -201,6 +254,11 @@ TEST_P(MotionKernels, AgreeWithTheEquations) {
     expect_near(actual.grad_query, expected.grad_query, c.call.features, "grad_query");
     expect_near(actual.grad_memory, expected.grad_memory, c.call.features, "grad_memory");
     expect_near(actual.offset, expected.offset, c.call.features, "offset");
+    expect_near(actual.grad_query_of_offset, expected.grad_query_of_offset, c.call.features,
+                "grad_query of the offset");
+    expect_near(actual.grad_memory_of_offset, expected.grad_memory_of_offset, c.call.features,
+                "grad_memory of the offset");
+    expect_near(actual.grad_weight, expected.grad_weight, c.call.features, "grad_weight");
     if (HasFatalFailure()) return;
   }
 }
@@ -217,6 +275,9 @@ TEST_P(MotionKernels, DoNotDependOnTheCut) {
       expect_same_bits(whole.grad_query, cut.grad_query, "grad_query");
       expect_same_bits(whole.grad_memory, cut.grad_memory, "grad_memory");
       expect_same_bits(whole.offset, cut.offset, "offset");
+      expect_same_bits(whole.grad_query_of_offset, cut.grad_query_of_offset, "grad_query of the offset");
+      expect_same_bits(whole.grad_memory_of_offset, cut.grad_memory_of_offset, "grad_memory of the offset");
+      expect_same_bits(whole.grad_weight, cut.grad_weight, "grad_weight");
     }
   }
 }

@@ -71,14 +71,23 @@ def shape_name(tensor: Tensor) -> str:
 def differentiate(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of a plain PyTorch function from inside of a kernel."""
+    """Return the gradients of a plain PyTorch function inside of a kernel; of clips, channels-last."""
     inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
     # A kernel runs with autograd taken out of the dispatcher; here autograd is how the gradient is computed.
     include = torch._C._dispatch_tls_local_include_set()
     exclude = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
-    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+    # Autocast comes back with autograd, even where it is off, and would round what a convolution reads.
+    no_autocast = torch.autocast(grad_output.device.type, enabled=False)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), no_autocast, torch.enable_grad():
         gradients = torch.autograd.grad(function(*inputs), inputs, grad_output)
-    return tuple(gradient.contiguous(memory_format=torch.channels_last_3d) for gradient in gradients)
+
+    def lay_out(gradient: Tensor) -> Tensor:
+        is_clip = gradient.dim() == 5
+        return gradient.contiguous(
+            memory_format=torch.channels_last_3d if is_clip else torch.contiguous_format
+        )
+
+    return tuple(map(lay_out, gradients))
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,8 @@
 
 ``sifa::motion_saliency``, its backward and ``sifa::motion_offset``, the convolution of the saliency, have
 kernels on the CPU and on CUDA. On the CPU ``sifa::motion_offset`` is one pass, since writing the saliency to
-memory and convolving it into the few channels of an offset would cost more than its arithmetic; on CUDA it
-runs the saliency's kernel and PyTorch's convolution.
+memory and convolving it into the few channels of an offset would cost more than its arithmetic, and so is
+each half of its backward; on CUDA both run the saliency's kernels and PyTorch's convolution.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,8 @@ from .common import Check, cast, differentiate, register_autocast, shape_name
 SALIENCY = "sifa::motion_saliency"
 SALIENCY_BACKWARD = "sifa::motion_saliency_backward"
 OFFSET = "sifa::motion_offset"
+OFFSET_BACKWARD_FEATURES = "sifa::motion_offset_backward_features"
+OFFSET_BACKWARD_WEIGHT = "sifa::motion_offset_backward_weight"
 
 SCHEMAS = {
     SALIENCY: '(Tensor query, Tensor memory, int frame_shift=1, str edge="clamp", bool residual=False) '
@@ -27,6 +29,10 @@ SCHEMAS = {
     "bool residual) -> (Tensor, Tensor)",
     OFFSET: "(Tensor query, Tensor memory, Tensor weight, int frame_shift=1, "
     'str edge="clamp", bool residual=False) -> Tensor',
+    OFFSET_BACKWARD_FEATURES: "(Tensor grad_output, Tensor query, Tensor memory, Tensor weight, "
+    "int frame_shift, str edge, bool residual) -> (Tensor, Tensor)",
+    OFFSET_BACKWARD_WEIGHT: "(Tensor grad_output, Tensor query, Tensor memory, int frame_shift, str edge, "
+    "bool residual) -> Tensor",
 }
 
 
@@ -89,11 +95,11 @@ def motion_offset(
         and in ``torch.channels_last_3d`` memory format. The CPU kernel is Winograd's F(4×4, 3×3): its
         rounding errors are about twice those of the plain sum, and a saliency that is not finite reaches all
         offsets of the 4×4 tiles that it is in or beside, not its 3×3 neighbourhood alone; such offsets drop
-        their taps. On CUDA the saliency is rounded to the dtype, and a float32 convolution is one in TF32
-        unless ``torch.backends.cudnn.allow_tf32`` is off.
+        their taps. Gradients are computed, and err, in the same way. On CUDA the saliency is rounded to the
+        dtype, and a float32 convolution is one in TF32 unless ``torch.backends.cudnn.allow_tf32`` is off.
 
-    Differentiable once in ``query``, ``memory`` and ``weight``. Under autocast, computed in the active
-    autocast dtype. It works in TorchScript, ``torch.compile`` and ``torch.export``.
+    Differentiable once in ``query``, ``memory`` and ``weight``, on the CPU deterministically. Under autocast,
+    computed in the active autocast dtype. It works in TorchScript, ``torch.compile`` and ``torch.export``.
 
     Raises:
         RuntimeError: an argument does not fit; the message names it, what was expected and what was given.
@@ -127,10 +133,33 @@ def _fallback_offset(query: Tensor, memory: Tensor, weight: Tensor, *arguments: 
     return offset.contiguous(memory_format=torch.channels_last_3d)
 
 
+def _fallback_offset_backward_features(
+    grad_output: Tensor, query: Tensor, memory: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    _check_offset_backward(grad_output, query, memory, weight, *arguments)
+
+    def offset(query: Tensor, memory: Tensor) -> Tensor:
+        return reference.motion_offset(query, memory, weight, *arguments)
+
+    return differentiate(offset, (query, memory), grad_output)
+
+
+def _fallback_offset_backward_weight(
+    grad_output: Tensor, query: Tensor, memory: Tensor, *arguments: Any
+) -> Tensor:
+    _check_offset_backward(grad_output, query, memory, None, *arguments)
+    weight = query.new_zeros(_weight_shape(grad_output, query))
+    return differentiate(
+        lambda weight: reference.motion_offset(query, memory, weight, *arguments), (weight,), grad_output
+    )[0]
+
+
 FALLBACKS: dict[str, Callable[..., Any]] = {
     SALIENCY: _fallback_saliency,
     SALIENCY_BACKWARD: _fallback_saliency_backward,
     OFFSET: _fallback_offset,
+    OFFSET_BACKWARD_FEATURES: _fallback_offset_backward_features,
+    OFFSET_BACKWARD_WEIGHT: _fallback_offset_backward_weight,
 }
 
 
@@ -161,6 +190,10 @@ def _check_offset(
 ) -> None:
     check = Check("motion_offset")
     _check(check, query, memory, edge)
+    _check_weight(check, weight, query)
+
+
+def _check_weight(check: Check, weight: Tensor, query: Tensor) -> None:
     check.rank(weight, "weight", "(O, C, 3, 3)")
     check.device(weight, "weight", query)
     check.dtype(weight, "weight", query)
@@ -168,6 +201,32 @@ def _check_offset(
     fits = weight.shape[0] >= 1 and weight.shape[1] == channels and tuple(weight.shape[2:]) == (3, 3)
     expected = f"have the shape (O, C, 3, 3) with at least 1 output and the {channels} channels of query"
     check(fits, "weight", expected, shape_name(weight))
+
+
+def _check_offset_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    memory: Tensor,
+    weight: Tensor | None,
+    frame_shift: int,
+    edge: str,
+    residual: bool,
+) -> None:
+    check = Check("motion_offset")
+    _check(check, query, memory, edge)
+    check.rank(grad_output, "grad_output", "(N, O, T, H, W)")
+    check.device(grad_output, "grad_output", query)
+    check.dtype(grad_output, "grad_output", query)
+    check.size(grad_output, "grad_output", 0, "batch size", query)
+    check.size(grad_output, "grad_output", 2, "frames", query)
+    check.height_and_width(grad_output, "grad_output", query)
+    given = grad_output.shape[1]
+    if weight is None:
+        check(given >= 1, "grad_output", "have at least 1 output", given)
+    else:
+        _check_weight(check, weight, query)
+        outputs = weight.shape[0]
+        check(given == outputs, "grad_output", f"have the outputs of weight ({outputs})", given)
 
 
 # --- Shape inference, autograd, autocast, FLOPs -----------------------------------------------------------
@@ -191,6 +250,24 @@ def _fake_offset(query: Tensor, memory: Tensor, weight: Tensor, *arguments: Any)
     return torch.empty(shape, dtype=query.dtype, device=query.device, memory_format=torch.channels_last_3d)
 
 
+def _fake_offset_backward_features(
+    grad_output: Tensor, query: Tensor, memory: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    _check_offset_backward(grad_output, query, memory, weight, *arguments)
+    return tuple(torch.empty_like(tensor, memory_format=torch.channels_last_3d) for tensor in (query, memory))
+
+
+def _fake_offset_backward_weight(
+    grad_output: Tensor, query: Tensor, memory: Tensor, *arguments: Any
+) -> Tensor:
+    _check_offset_backward(grad_output, query, memory, None, *arguments)
+    return query.new_empty(_weight_shape(grad_output, query))
+
+
+def _weight_shape(grad_output: Tensor, query: Tensor) -> tuple[int, ...]:
+    return grad_output.shape[1], query.shape[1], 3, 3
+
+
 def _setup_saliency(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.arguments = inputs[2:]
@@ -201,10 +278,9 @@ def _saliency_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ..
     return (*gradients, None, None, None)
 
 
-def _saliency_double_backward(ctx: Any, *gradients: Tensor) -> None:
-    # That of motion_offset passes here too.
+def _double_backward(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError(
-        "motion_saliency: the second derivative is not implemented; differentiate "
+        "motion_saliency and motion_offset: the second derivative is not implemented; differentiate "
         "sifa.reference.motion_saliency or motion_offset, which are plain PyTorch, to any order instead"
     )
 
@@ -216,10 +292,44 @@ def _setup_offset(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _offset_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     query, memory, weight = ctx.saved_tensors
-    if query.numel() == 0:  # no convolution of nothing
-        return (*(torch.zeros_like(tensor) for tensor in ctx.saved_tensors), None, None, None)
     wants_features = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-    saliency = torch.ops.sifa.motion_saliency(query, memory, *ctx.arguments)
+    wants_weight = ctx.needs_input_grad[2]
+    backward = _offset_backward_on_cpu if grad_output.device.type == "cpu" else _offset_backward_elsewhere
+    gradients = backward(grad_output, query, memory, weight, ctx.arguments, wants_features, wants_weight)
+    return (*gradients, None, None, None)
+
+
+def _offset_backward_on_cpu(
+    grad_output: Tensor,
+    query: Tensor,
+    memory: Tensor,
+    weight: Tensor,
+    arguments: tuple[Any, ...],
+    wants_features: bool,
+    wants_weight: bool,
+) -> tuple[Tensor | None, ...]:
+    grad_query = grad_memory = grad_weight = None
+    if wants_features:
+        grad_query, grad_memory = torch.ops.sifa.motion_offset_backward_features(
+            grad_output, query, memory, weight, *arguments
+        )
+    if wants_weight:
+        grad_weight = torch.ops.sifa.motion_offset_backward_weight(grad_output, query, memory, *arguments)
+    return grad_query, grad_memory, grad_weight
+
+
+def _offset_backward_elsewhere(
+    grad_output: Tensor,
+    query: Tensor,
+    memory: Tensor,
+    weight: Tensor,
+    arguments: tuple[Any, ...],
+    wants_features: bool,
+    wants_weight: bool,
+) -> tuple[Tensor | None, ...]:
+    if query.numel() == 0:  # no convolution of nothing
+        return tuple(torch.zeros_like(tensor) for tensor in (query, memory, weight))
+    saliency = torch.ops.sifa.motion_saliency(query, memory, *arguments)
     batch, channels, steps, height, width = query.shape
 
     def fold(tensor: Tensor) -> Tensor:
@@ -237,15 +347,15 @@ def _offset_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
         False,
         [0, 0],
         1,
-        [wants_features, ctx.needs_input_grad[2], False],
+        [wants_features, wants_weight, False],
     )
     grad_query = grad_memory = None
     if wants_features:
         grad_saliency = grad_saliency.view(batch, steps, channels, height, width).transpose(1, 2)
         grad_query, grad_memory = torch.ops.sifa.motion_saliency_backward(
-            grad_saliency, query, memory, *ctx.arguments
+            grad_saliency, query, memory, *arguments
         )
-    return grad_query, grad_memory, grad_weight, None, None, None
+    return grad_query, grad_memory, grad_weight
 
 
 def _saliency_autocast(device_type: str) -> Any:
@@ -286,16 +396,30 @@ def _offset_flops(
     return 2 * batch * steps * height * width * outputs * channels * rows * columns
 
 
+def _offset_backward_flops(
+    grad_output_shape: tuple[int, ...], query_shape: tuple[int, ...], *shapes: Any, **_: Any
+) -> int:
+    """Return as much for either half of the backward."""
+    weight_shape = (grad_output_shape[1], query_shape[1], 3, 3)
+    return _offset_flops(query_shape, query_shape, weight_shape)
+
+
 def register() -> None:
     """Add to the loaded operators what the library does not bring."""
     torch.library.register_fake(SALIENCY, _fake_saliency)
     torch.library.register_fake(SALIENCY_BACKWARD, _fake_saliency_backward)
     torch.library.register_fake(OFFSET, _fake_offset)
+    torch.library.register_fake(OFFSET_BACKWARD_FEATURES, _fake_offset_backward_features)
+    torch.library.register_fake(OFFSET_BACKWARD_WEIGHT, _fake_offset_backward_weight)
     torch.library.register_autograd(SALIENCY, _saliency_backward, setup_context=_setup_saliency)
-    torch.library.register_autograd(SALIENCY_BACKWARD, _saliency_double_backward)
+    torch.library.register_autograd(SALIENCY_BACKWARD, _double_backward)
     torch.library.register_autograd(OFFSET, _offset_backward, setup_context=_setup_offset)
+    torch.library.register_autograd(OFFSET_BACKWARD_FEATURES, _double_backward)
+    torch.library.register_autograd(OFFSET_BACKWARD_WEIGHT, _double_backward)
     register_autocast("motion_saliency", _saliency_autocast)
     register_autocast("motion_offset", _offset_autocast)
     register_flop_formula(torch.ops.sifa.motion_saliency)(_no_flops)
     register_flop_formula(torch.ops.sifa.motion_saliency_backward)(_no_flops)
     register_flop_formula(torch.ops.sifa.motion_offset)(_offset_flops)
+    register_flop_formula(torch.ops.sifa.motion_offset_backward_features)(_offset_backward_flops)
+    register_flop_formula(torch.ops.sifa.motion_offset_backward_weight)(_offset_backward_flops)
