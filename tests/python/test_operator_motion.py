@@ -315,6 +315,29 @@ def test_what_is_not_finite_stays_where_it_is(make_inputs, device, dtype, value,
     assert torch.equal(offset[~near], clean[~near])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_in_the_gradient_stays_in_its_tiles(make_inputs, dtype, value):
+    query, memory, weight = make_inputs(1, 20, 3, 13, 14, dtype=dtype)
+    gradient = torch.randn(1, 18, 3, 13, 14).to(dtype)
+
+    def backward():
+        features = OFFSET_BACKWARD_FEATURES(gradient, query, memory, weight, 1, "clamp", True)
+        return (*features, OFFSET_BACKWARD_WEIGHT(gradient, query, memory, 1, "clamp", True))
+
+    clean = backward()
+    gradient[:, 7, 1, 4, 3] = value
+    *features, of_weight = backward()
+    for actual, expected, frame in zip(features, clean, (1, 2), strict=False):  # frame 1 reads frame 2
+        assert not actual[:, :, frame, 3:6, 2:5].isfinite().any()
+        near = torch.zeros_like(actual, dtype=torch.bool)
+        near[:, :, frame, :8, :8] = True  # the tiles of 4 × 4 whose windows of 6 × 6 hold the pixel
+        assert torch.equal(actual[~near], expected[~near])
+    assert not of_weight[7].isfinite().any()
+    others = torch.arange(18) != 7
+    assert torch.equal(of_weight[others], clean[2][others])
+
+
 def test_skipped_frames_read_nothing(operator, make_inputs, device):
     function, _, number = operator
     query, memory, weight = make_inputs(device=device)
