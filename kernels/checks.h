@@ -67,6 +67,14 @@ void read_features(Call& call, torch::stable::Tensor& query, torch::stable::Tens
   call.memory_strides = pixel_strides(memory);
 }
 
+// The same of the gradient of the output.
+template <typename Call>
+void read_gradient(Call& call, torch::stable::Tensor& grad_output) {
+  grad_output = with_adjacent_channels(grad_output);
+  call.grad_output = grad_output.const_data_ptr();
+  call.grad_output_strides = pixel_strides(grad_output);
+}
+
 // An uninitialised channels_last_3d tensor with the shape, element type and device of `like`.
 torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like);
 // The same with another number of channels.

@@ -80,11 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> inter_frame_attention_backward(
   }
 
   read_features(call, query, memory);
-  grad_output = with_adjacent_channels(grad_output);
+  read_gradient(call, grad_output);
   call.offset = offset.const_data_ptr();
   call.offset_strides = offset_strides(offset);
-  call.grad_output = grad_output.const_data_ptr();
-  call.grad_output_strides = pixel_strides(grad_output);
   call.grad_query = grad_query.mutable_data_ptr();
   call.grad_memory = grad_memory.mutable_data_ptr();
   call.grad_offset = grad_offset.mutable_data_ptr();

@@ -30,14 +30,6 @@ void read_weight(MotionOffset& call, const Tensor& weight) {
   call.weight_strides = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
 }
 
-// `grad_output` is converted where it has to be, so it must outlive the call.
-template <typename Call>
-void read_gradient(Call& call, Tensor& grad_output) {
-  grad_output = with_adjacent_channels(grad_output);
-  call.grad_output = grad_output.const_data_ptr();
-  call.grad_output_strides = pixel_strides(grad_output);
-}
-
 Tensor motion_saliency(Tensor query, Tensor memory, int64_t frame_shift, std::string edge, bool residual) {
   MotionSaliency call = check_motion_saliency(query, memory, frame_shift, edge, residual);
   Tensor output = empty_channels_last(query);

@@ -36,14 +36,13 @@ constexpr int64_t kTilesSummed = 56;
 // each costs a transform and the memory of a gradient.
 constexpr int64_t kParts = 16;
 
-// Rows i of scalars a and vectors b of channels, summed over k: element (i, k) of a is at
-// i * row_stride + k * stride, vector v of row k of b, and of sum k, at k * pitch + v * lanes.
+// The factors of a matrix product, sums[i][j] = sum over k of a[i][k] b[k][j], j the lanes of channels.
 template <typename Real>
 struct Factors {
   const Real* a;
-  int64_t row_stride, stride;
+  int64_t row_stride, stride;  // between elements of a: along i, along k
   const Real* b;
-  int64_t pitch;
+  int64_t pitch;  // between rows of b, and between rows of the sums
   int64_t count;  // of k
 };
 
@@ -592,8 +591,9 @@ int64_t real_bytes(const MotionOffsetBackward& call) {
 }
 
 int64_t weight_bytes(const MotionOffsetBackward& call) {
-  const int64_t channels = call.features == ScalarKind::kFloat64 ? Chunks<double>(call.channels).channels()
-                                                                 : Chunks<float>(call.channels).channels();
+  const int64_t channels = for_feature_type(call.features, [&](auto type) {
+    return Chunks<Accumulator<decltype(type)>>(call.channels).channels();
+  });
   return kFrequencies * call.outputs * channels * real_bytes(call);
 }
 

@@ -48,9 +48,7 @@ std::tuple<Tensor, Tensor> saliency_backward(Tensor grad_output, Tensor query, T
   }
 
   read_features(call, query, memory);
-  grad_output = with_adjacent_channels(grad_output);
-  call.grad_output = grad_output.const_data_ptr();
-  call.grad_output_strides = pixel_strides(grad_output);
+  read_gradient(call, grad_output);
   call.grad_query = grad_query.mutable_data_ptr();
   call.grad_memory = grad_memory.mutable_data_ptr();
   const cudaStream_t stream = current_stream(query);

@@ -294,31 +294,24 @@ def _offset_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
     query, memory, weight = ctx.saved_tensors
     wants_features = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
     wants_weight = ctx.needs_input_grad[2]
-    backward = _offset_backward_on_cpu if grad_output.device.type == "cpu" else _offset_backward_elsewhere
-    gradients = backward(grad_output, query, memory, weight, ctx.arguments, wants_features, wants_weight)
-    return (*gradients, None, None, None)
-
-
-def _offset_backward_on_cpu(
-    grad_output: Tensor,
-    query: Tensor,
-    memory: Tensor,
-    weight: Tensor,
-    arguments: tuple[Any, ...],
-    wants_features: bool,
-    wants_weight: bool,
-) -> tuple[Tensor | None, ...]:
     grad_query = grad_memory = grad_weight = None
-    if wants_features:
-        grad_query, grad_memory = torch.ops.sifa.motion_offset_backward_features(
-            grad_output, query, memory, weight, *arguments
+    if grad_output.device.type != "cpu":
+        grad_query, grad_memory, grad_weight = _composed_offset_backward(
+            grad_output, query, memory, weight, ctx.arguments, wants_features, wants_weight
         )
-    if wants_weight:
-        grad_weight = torch.ops.sifa.motion_offset_backward_weight(grad_output, query, memory, *arguments)
-    return grad_query, grad_memory, grad_weight
+    else:
+        if wants_features:
+            grad_query, grad_memory = torch.ops.sifa.motion_offset_backward_features(
+                grad_output, query, memory, weight, *ctx.arguments
+            )
+        if wants_weight:
+            grad_weight = torch.ops.sifa.motion_offset_backward_weight(
+                grad_output, query, memory, *ctx.arguments
+            )
+    return grad_query, grad_memory, grad_weight, None, None, None
 
 
-def _offset_backward_elsewhere(
+def _composed_offset_backward(
     grad_output: Tensor,
     query: Tensor,
     memory: Tensor,
