@@ -175,7 +175,7 @@ void check_motion(const Require& require, MotionSaliency& call, const Tensor& qu
   call.residual = residual;
 }
 
-// But its channels.
+// All of it but its number of channels.
 void check_gradient(const Require& require, const Tensor& grad_output, const char* axes,
                     const Tensor& query) {
   check_rank(require, grad_output, "grad_output", axes);

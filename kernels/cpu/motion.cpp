@@ -70,7 +70,7 @@ Tensor motion_offset(Tensor query, Tensor memory, Tensor weight, int64_t frame_s
                      bool residual) {
   MotionOffset call = check_motion_offset(query, memory, weight, frame_shift, edge, residual);
   Tensor output = empty_channels_last(query, call.outputs);
-  if (output.numel() == 0) return output;
+  if (query.numel() == 0) return torch::stable::zero_(output);  // not empty where there are no channels
 
   read_features(call, query, memory);
   call.output = output.mutable_data_ptr();
@@ -113,7 +113,8 @@ std::tuple<Tensor, Tensor> motion_offset_backward_features(Tensor grad_output, T
   torch::stable::parallel_for(
       0, call.outputs, grain(16 * call.channels, kElements),
       [&](int64_t begin, int64_t end) { table.transform_weights(call, begin, end, weights.get()); });
-  const int64_t per_tile = 36 * call.channels * call.outputs;
+  const int64_t readers = std::max<int64_t>(1, call.frames / call.memory_frames);
+  const int64_t per_tile = 36 * readers * call.channels * call.outputs;
   torch::stable::parallel_for(0, table.tiles(call), grain(per_tile, kProducts),
                               [&](int64_t begin, int64_t end) {
                                 const Scratch scratch = allocate(table.feature_scratch_bytes(call));
@@ -137,8 +138,9 @@ Tensor motion_offset_backward_weight(Tensor grad_output, Tensor query, Tensor me
   const MotionOffsetBackwardKernels& table = motion_offset_backward_kernels();
   const Scratch parts = allocate(table.part_bytes(call));
   const int64_t count = table.parts(call);
-  const int64_t products = call.batch * call.frames * call.height * call.width * call.channels * call.outputs;
-  torch::stable::parallel_for(0, count, grain(products / count, kProducts), [&](int64_t begin, int64_t end) {
+  const int64_t pixels = call.batch * call.frames * call.height * call.width;
+  const int64_t per_part = 9 * pixels * call.channels * call.outputs / (4 * count);
+  torch::stable::parallel_for(0, count, grain(per_part, kProducts), [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(table.weight_scratch_bytes(call));
     table.weight_parts(call, begin, end, parts.get(), scratch.get());
   });

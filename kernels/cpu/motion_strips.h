@@ -13,7 +13,7 @@ namespace sifa::cpu {
 namespace {
 
 // So that what is kept of a group of strips (saliency, transformed windows and products) stays in 1 MiB of
-// cache, in float32. Half the channels took 3 to 8 % longer.
+// cache, in float32: of 18 outputs. Half the channels took 3 to 8 % longer, forward.
 constexpr int kChannelsAtOnce = 64;
 
 SIFA_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -159,7 +159,7 @@ class StripSaliency {
   }
 
   const MotionSaliency& call_;
-  const Strips& strips_;
+  const Strips strips_;
 };
 
 }  // namespace

@@ -69,8 +69,13 @@ def motion_offset(
 ) -> Tensor:
     """Compute what :func:`sifa.motion_offset` computes; see there for arguments and shapes."""
     saliency = _saliency(query, memory, frame_shift, edge, residual)
-    # A 2-D convolution of every frame.
-    offset = torch.nn.functional.conv3d(saliency, weight.to(saliency.dtype).unsqueeze(2), padding=(0, 1, 1))
+    weight = weight.to(saliency.dtype)
+    if saliency.numel() == 0:  # which PyTorch does not convolve: sums of nothing, and differentiable
+        batch, _, steps, height, width = saliency.shape
+        offset = (saliency.sum() + weight.sum()).expand(batch, weight.shape[0], steps, height, width)
+    else:
+        # A 2-D convolution of every frame.
+        offset = torch.nn.functional.conv3d(saliency, weight.unsqueeze(2), padding=(0, 1, 1))
     return offset.to(query.dtype)
 
 

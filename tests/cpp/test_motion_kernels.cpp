@@ -43,7 +43,7 @@ Case random_case(uint32_t seed) {
   call.features = kinds[seed % 4];
   call.batch = pick({1, 1, 2});
   call.channels = pick({1, 3, 8, 16, 17, 31, 64, 65, 130});
-  call.frames = pick({1, 2, 3});
+  call.frames = pick({1, 2, 3, 7});
   call.memory_frames = pick({1, 2, 4});
   call.height = pick({1, 2, 3, 7, 8, 20});
   call.width = pick({1, 2, 5, 7, 12, 30});

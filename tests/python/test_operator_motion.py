@@ -1,6 +1,7 @@
 """The motion saliency and the offsets made of it: numbers, gradients, contracts, compilers, errors."""
 
 import io
+import itertools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sifa import reference
+from sifa.ops.motion import _composed_offset_backward
 from test_operator import LAYOUTS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
@@ -197,6 +199,7 @@ def test_memory_of_another_length(operator, make_inputs, device, edge, frame_shi
         (2, 8, 0, 5, 6),
         (2, 8, 3, 0, 6),
         (2, 8, 3, 5, 0),
+        (2, 0, 3, 5, 6),
         (1, 8, 1, 5, 6),
         (2, 8, 3, 1, 1),
         (1, 1, 1, 1, 1),
@@ -206,6 +209,19 @@ def test_memory_of_another_length(operator, make_inputs, device, edge, frame_shi
 )
 def test_empty_and_single(operator, make_inputs, device, shape):
     check(operator, make_inputs(*shape, device=device), {})
+
+
+@pytest.mark.parametrize("channels", [70, 130])
+@pytest.mark.parametrize("frames", [7, 31])
+def test_many_readers_of_a_frame(operator, make_inputs, device, frames, channels):
+    """More than are summed at a time, and in several chunks of channels."""
+    inputs = make_inputs(1, channels, frames, 5, 9, memory_frames=1, dtype=torch.float64, device=device)
+    check(operator, inputs, {})
+
+
+def test_no_channels_are_zero_offsets(make_inputs, device):
+    sifa.motion_offset(*make_inputs(1, 3, 2, 20, 20, device=device))  # leaves its scratch behind
+    assert not sifa.motion_offset(*make_inputs(1, 0, 2, 20, 20, device=device)).any()
 
 
 def test_no_memory_frame_at_all(operator, make_inputs, device):
@@ -352,8 +368,9 @@ def test_zero_weights_are_zero_offsets(make_inputs, device):
 
 
 def test_the_reference_says_the_same(make_inputs):
-    for options in OPTIONS.values():
-        query, memory, weight = make_inputs(dtype=torch.float64, memory_frames=2)
+    sizes = {"memory_frames": 2}, {"channels": 0}, {"frames": 0, "memory_frames": 2}, {"height": 0}
+    for size, options in itertools.product(sizes, OPTIONS.values()):
+        query, memory, weight = make_inputs(dtype=torch.float64, **size)
         assert_close(
             reference.motion_saliency(query, memory, **options), plain_saliency(query, memory, **options)
         )
@@ -425,7 +442,10 @@ def test_only_the_wanted_gradients(operator, make_inputs, device, wanted):
     if output.requires_grad:
         output.square().sum().backward()
     for tensor, complete, flag in zip(some, full, wanted, strict=False):
-        assert_close(tensor.grad, complete.grad) if flag else tensor.grad is None
+        if flag:
+            assert_close(tensor.grad, complete.grad)
+        else:
+            assert tensor.grad is None
 
 
 def test_the_weights_gradient_alone_needs_no_saliency_gradient(make_inputs):
@@ -677,6 +697,40 @@ def test_autocast(operator, make_inputs, device, active, given):
     assert torch.equal(output, function(*(tensor.to(active) for tensor in inputs)))
     gradients = torch.autograd.grad(output.float().sum(), inputs)
     assert [gradient.dtype for gradient in gradients] == [given] * number
+
+
+@pytest.mark.parametrize("around", ["forward", "backward"])
+def test_autocast_around_one_of_both(operator, make_inputs, device, around):
+    """The gradients have the dtype of the forward, whatever is active when they are computed."""
+    function, _, number = operator
+    inputs = make_inputs(device=device, requires_grad=True)[:number]
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=around == "forward"):
+        output = function(*inputs)
+    upstream = torch.randn_like(output)
+    expected = torch.autograd.grad(output, inputs, upstream, retain_graph=True)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=around == "backward"):
+        gradients = torch.autograd.grad(output, inputs, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("options", [(1, "clamp", False), (-1, "skip", True)])
+def test_the_composed_backward(make_inputs, wanted, options, active):
+    """What CUDA and "meta" have instead of a kernel of their own, here on the CPU."""
+    query, memory, weight = make_inputs(memory_frames=2)
+    gradient = torch.randn_like(OFFSET(query, memory, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=active):
+        composed = _composed_offset_backward(gradient, query, memory, weight, options, *wanted)
+    expected = (
+        *OFFSET_BACKWARD_FEATURES(gradient, query, memory, weight, *options),
+        OFFSET_BACKWARD_WEIGHT(gradient, query, memory, *options),
+    )
+    for actual, own, flag in zip(composed, expected, (wanted[0], wanted[0], wanted[1]), strict=True):
+        if flag:
+            assert_near(actual, own.double(), torch.float32, "the composed gradient")
+        else:
+            assert actual is None
 
 
 def test_autocast_leaves_float64_alone(make_inputs):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import reference
-from .common import Check, cast, differentiate, dtype_name, register_autocast
+from .common import Check, cast, differentiate, dtype_name, register_autocast, without_autocast
 
 FORWARD = "sifa::inter_frame_attention"
 BACKWARD = "sifa::inter_frame_attention_backward"
@@ -211,7 +211,7 @@ def _autocast_kernel(device_type: str) -> Any:
 
     def kernel(query: Tensor, memory: Tensor, offset: Tensor, *arguments: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
+        with without_autocast(device_type):
             return torch.ops.sifa.inter_frame_attention(
                 cast(query, dtype), cast(memory, dtype), cast(offset, torch.float32), *arguments
             )

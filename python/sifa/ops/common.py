@@ -1,5 +1,6 @@
 """What the operators share in Python: argument checks in the words of kernels/checks.cpp, and autocast."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -77,8 +78,8 @@ def differentiate(
     include = torch._C._dispatch_tls_local_include_set()
     exclude = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
     # Autocast comes back with autograd, even where it is off, and would round what a convolution reads.
-    no_autocast = torch.autocast(grad_output.device.type, enabled=False)
-    with torch._C._ForceDispatchKeyGuard(include, exclude), no_autocast, torch.enable_grad():
+    off = without_autocast(grad_output.device.type)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), off, torch.enable_grad():
         gradients = torch.autograd.grad(function(*inputs), inputs, grad_output)
 
     def lay_out(gradient: Tensor) -> Tensor:
@@ -88,6 +89,13 @@ def differentiate(
         )
 
     return tuple(map(lay_out, gradients))
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which operators see the dtypes they are given."""
+    if not torch.amp.is_autocast_available(device_type):  # such as "meta", which torch.autocast refuses
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import reference
-from .common import Check, cast, differentiate, register_autocast, shape_name
+from .common import Check, cast, differentiate, register_autocast, shape_name, without_autocast
 
 SALIENCY = "sifa::motion_saliency"
 SALIENCY_BACKWARD = "sifa::motion_saliency_backward"
@@ -93,10 +93,11 @@ def motion_offset(
     Returns:
         (N, O, T, H, W) in the dtype of ``query``. On the CPU accumulated in float32 (float64 for float64),
         and in ``torch.channels_last_3d`` memory format. The CPU kernel is Winograd's F(4×4, 3×3): its
-        rounding errors are about twice those of the plain sum, and a saliency that is not finite reaches all
-        offsets of the 4×4 tiles that it is in or beside, not its 3×3 neighbourhood alone; such offsets drop
-        their taps. Gradients are computed, and err, in the same way. On CUDA the saliency is rounded to the
-        dtype, and a float32 convolution is one in TF32 unless ``torch.backends.cudnn.allow_tf32`` is off.
+        rounding errors are about twice those of PyTorch's convolution, and a saliency that is not finite
+        reaches all offsets of the 4×4 tiles that it is in or beside, not its 3×3 neighbourhood alone; such
+        offsets drop their taps. Gradients are computed in the same way, and err three to five times as much
+        as PyTorch's. On CUDA the saliency is rounded to the dtype, and a float32 convolution is one in TF32
+        unless ``torch.backends.cudnn.allow_tf32`` is off.
 
     Differentiable once in ``query``, ``memory`` and ``weight``, on the CPU deterministically. Under autocast,
     computed in the active autocast dtype. It works in TorchScript, ``torch.compile`` and ``torch.export``.
@@ -322,39 +323,40 @@ def _composed_offset_backward(
 ) -> tuple[Tensor | None, ...]:
     if query.numel() == 0:  # no convolution of nothing
         return tuple(torch.zeros_like(tensor) for tensor in (query, memory, weight))
-    saliency = torch.ops.sifa.motion_saliency(query, memory, *arguments)
     batch, channels, steps, height, width = query.shape
 
     def fold(tensor: Tensor) -> Tensor:
         frames = tensor.contiguous(memory_format=torch.channels_last_3d).transpose(1, 2)
         return frames.reshape(batch * steps, tensor.shape[1], height, width)
 
-    grad_saliency, grad_weight, _ = torch.ops.aten.convolution_backward(
-        fold(grad_output),
-        fold(saliency),
-        weight,
-        None,
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [wants_features, wants_weight, False],
-    )
     grad_query = grad_memory = None
-    if wants_features:
-        grad_saliency = grad_saliency.view(batch, steps, channels, height, width).transpose(1, 2)
-        grad_query, grad_memory = torch.ops.sifa.motion_saliency_backward(
-            grad_saliency, query, memory, *arguments
+    with without_autocast(query.device.type):  # it may be on for the backward alone
+        saliency = torch.ops.sifa.motion_saliency(query, memory, *arguments)
+        grad_saliency, grad_weight, _ = torch.ops.aten.convolution_backward(
+            fold(grad_output),
+            fold(saliency),
+            weight,
+            None,
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [wants_features, wants_weight, False],
         )
+        if wants_features:
+            grad_saliency = grad_saliency.view(batch, steps, channels, height, width).transpose(1, 2)
+            grad_query, grad_memory = torch.ops.sifa.motion_saliency_backward(
+                grad_saliency, query, memory, *arguments
+            )
     return grad_query, grad_memory, grad_weight
 
 
 def _saliency_autocast(device_type: str) -> Any:
     def kernel(query: Tensor, memory: Tensor, *arguments: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
+        with without_autocast(device_type):
             return torch.ops.sifa.motion_saliency(cast(query, dtype), cast(memory, dtype), *arguments)
 
     return kernel
@@ -363,7 +365,7 @@ def _saliency_autocast(device_type: str) -> Any:
 def _offset_autocast(device_type: str) -> Any:
     def kernel(query: Tensor, memory: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
+        with without_autocast(device_type):
             return torch.ops.sifa.motion_offset(
                 cast(query, dtype), cast(memory, dtype), cast(weight, dtype), *arguments
             )
