@@ -661,7 +661,9 @@ SIFA_INLINE void attend_in_registers(const T* query, bool residual, const Corner
   }
   for (int b = 0; b < kBlocks; ++b) q[b] = q[b] * scale;
   for (int i = 0; i < count; ++i) {
-    const int p = kAll ? i : taps[i];
+    int p = kAll ? i : taps[i];
+    // GCC would count up eight addresses instead, for which there are no registers left in bfloat16 (7 %).
+    asm("" : "+r"(p));
     Block<Real, kLanes> sample[kBlocks];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {

@@ -178,7 +178,15 @@ def test_any_number_of_outputs(make_inputs, device, outputs, dtype):
 
 # Rows of tiles that fill several groups, and are cut into pieces; many small frames in one group.
 @pytest.mark.parametrize(
-    "shape", [(1, 3, 2, 40, 30), (1, 3, 1, 3, 431), (2, 3, 1, 2, 850), (40, 2, 3, 3, 3), (3, 70, 4, 7, 7)]
+    "shape",
+    [
+        (1, 3, 2, 40, 30),
+        (1, 3, 1, 3, 431),
+        (2, 3, 1, 2, 850),
+        (40, 2, 3, 3, 3),
+        (3, 70, 4, 7, 7),
+        (7, 3, 1, 40, 40),
+    ],
 )
 def test_sizes(operator, make_inputs, device, shape):
     check(operator, make_inputs(*shape, device=device), {})
