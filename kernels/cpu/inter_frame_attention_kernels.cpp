@@ -767,7 +767,9 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
              dense_pixel(call, call.frames, tile.n, tile.t, y, x) * call.channels;
     };
     tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
-      const auto [taps, count] = m < 0 ? TapList{} : located.contributing(lane);
+      const TapList list = m < 0 ? TapList{} : located.contributing(lane);
+      const int* const taps = list.taps;
+      const int count = list.count;
       const T* query = query_at(y, x);
       T* output = output_at(y, x);
       tile.fetch_next(call, y, x, query_at);
