@@ -647,8 +647,8 @@ SIFA_INLINE void weighted_sum(const T* residual, const Real* samples, int64_t st
 }
 
 // The output of one pixel and group of kBlocks whole blocks of channels, without softmax: a tap's sample
-// stays in registers between its weight and its part in the sum, and so does the sum. Of kAll taps none is
-// looked up in the list: up to 4 % of the forward's time.
+// stays in registers between its weight and its part in the sum, and so does the sum. With kAll the taps are
+// 0, 1, 2, … and their list is not read: up to 4 % of the forward's time.
 template <int kBlocks, bool kAll, typename T, typename Real = Accumulator<T>>
 SIFA_INLINE void attend_in_registers(const T* query, bool residual, const Corners<T>& corners,
                                      const int* taps, int count, int lane, int64_t channel, Real scale,
@@ -662,7 +662,8 @@ SIFA_INLINE void attend_in_registers(const T* query, bool residual, const Corner
   for (int b = 0; b < kBlocks; ++b) q[b] = q[b] * scale;
   for (int i = 0; i < count; ++i) {
     int p = kAll ? i : taps[i];
-    // GCC would count up eight addresses instead, for which there are no registers left in bfloat16 (7 %).
+    // Opaque: of a p that it can follow GCC makes eight counters, the addresses of four corners and of four
+    // weights, for which there are no registers left (7 % of bfloat16's time).
     asm("" : "+r"(p));
     Block<Real, kLanes> sample[kBlocks];
 #pragma GCC unroll 4
@@ -768,7 +769,7 @@ void forward_tiles(const InterFrameAttention& call, int64_t begin, int64_t end, 
     };
     tile.for_pixels([&](int64_t y, int64_t x, int lane) __attribute__((always_inline)) {
       const TapList list = m < 0 ? TapList{} : located.contributing(lane);
-      const int* const taps = list.taps;
+      const int* const taps = list.taps;  // not a binding, which a lambda of C++17 could not capture
       const int count = list.count;
       const T* query = query_at(y, x);
       T* output = output_at(y, x);

@@ -113,7 +113,8 @@ std::tuple<Tensor, Tensor> motion_offset_backward_features(Tensor grad_output, T
   torch::stable::parallel_for(
       0, call.outputs, grain(16 * call.channels, kElements),
       [&](int64_t begin, int64_t end) { table.transform_weights(call, begin, end, weights.get()); });
-  const int64_t readers = std::max<int64_t>(1, call.frames / call.memory_frames);
+  // Of a frame of the memory, on average; a skipped edge leaves it one at most.
+  const int64_t readers = call.clamp ? std::max<int64_t>(1, call.frames / call.memory_frames) : 1;
   const int64_t per_tile = 36 * readers * call.channels * call.outputs;
   torch::stable::parallel_for(0, table.tiles(call), grain(per_tile, kProducts),
                               [&](int64_t begin, int64_t end) {

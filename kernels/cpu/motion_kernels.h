@@ -18,6 +18,7 @@ struct MotionSaliencyKernels {
   void (*backward)(const MotionSaliencyBackward& call, int64_t begin, int64_t end);
 };
 
+// For a query that is not empty.
 struct MotionOffsetKernels {
   // Bytes of the transformed weights, and of the scratch of one thread. Both are aligned to
   // kScratchAlignment.
@@ -35,7 +36,8 @@ struct MotionOffsetKernels {
 };
 
 // The gradients of query and memory together, and that of the weight, are computed apart: training without
-// one of them costs only the other. Scratch and weights are aligned to kScratchAlignment.
+// one of them costs only the other. Neither query nor memory may be empty. Scratch and weights are aligned to
+// kScratchAlignment.
 struct MotionOffsetBackwardKernels {
   int64_t (*weight_bytes)(const MotionOffsetBackward& call);           // of the transformed weights
   int64_t (*feature_scratch_bytes)(const MotionOffsetBackward& call);  // of one thread
@@ -43,7 +45,7 @@ struct MotionOffsetBackwardKernels {
   // Writes the outputs [begin, end) of `weights`.
   void (*transform_weights)(const MotionOffsetBackward& call, int64_t begin, int64_t end, void* weights);
 
-  // Tiles of 4x4 pixels of all frames of the memory; more than none if the memory has a frame.
+  // Tiles of 4x4 pixels of all frames of the memory.
   int64_t (*tiles)(const MotionOffsetBackward& call);
 
   // Writes the tiles [begin, end) of grad_memory, the tiles of grad_query that read them, and, with those of

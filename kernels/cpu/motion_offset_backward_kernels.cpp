@@ -26,13 +26,13 @@ namespace {
 constexpr int kRows = 6, kVectors = kRegisters / 8;
 // Tiles whose gradients of the saliency are computed together: five blocks of kRows.
 constexpr int64_t kTilesAtOnce = 30;
-// Outputs whose products are one sum: shorter chains of additions err less (of 98 outputs three fifths), and
-// cost nothing.
+// Outputs whose products are one sum: shorter chains of additions err less. Of 98 outputs this leaves three
+// fifths of the error, and takes no time.
 constexpr int64_t kOutputsSummed = 18;
 // Tiles of a group of strips whose products are added to the gradient of the weights as one sum.
 constexpr int64_t kTilesSummed = 56;
-// Parts of the gradient of the weights, of all chunks of channels together: no more threads than that have
-// work, and each costs a transform and the memory of a gradient.
+// Parts of the gradient of the weights, of all chunks of channels together, beyond which it is not cut
+// further: every part occupies a thread, and costs a transform and the memory of a gradient.
 constexpr int64_t kParts = 16;
 
 // The factors of a matrix product, sums[i][j] = sum over k of a[i][k] b[k][j], j the lanes of channels.
@@ -167,9 +167,9 @@ class FeatureGradients {
 
   int64_t tiles() const { return call_.batch * rows_ * call_.memory_frames * columns_; }
 
-  // Tiles are counted through (n, row, m, column): a frame of a clip has one reader, two or none, and side by
-  // side they are shared evenly among threads; and where query and memory are one clip a row of it is still
-  // in the caches when it is read the second time.
+  // Tiles are counted through (n, row, m, column): with a shift of 1 a frame has one reader, two or none, and
+  // side by side they are shared evenly among threads; and where query and memory are one clip a row of it is
+  // still in the caches when it is read the second time.
   void write(const void* weights, int64_t begin, int64_t end, void* scratch) {
     weights_ = static_cast<const Real*>(weights);
     windows_ = static_cast<Real*>(scratch);

@@ -70,9 +70,8 @@ def motion_offset(
     """Compute what :func:`sifa.motion_offset` computes; see there for arguments and shapes."""
     saliency = _saliency(query, memory, frame_shift, edge, residual)
     weight = weight.to(saliency.dtype)
-    if saliency.numel() == 0:  # which PyTorch does not convolve: sums of nothing, and differentiable
-        batch, _, steps, height, width = saliency.shape
-        offset = (saliency.sum() + weight.sum()).expand(batch, weight.shape[0], steps, height, width)
+    if saliency.numel() == 0:  # PyTorch convolves no frames without pixels or channels, but it adds them up
+        offset = torch.einsum("ncthw,oc->nothw", saliency, weight.sum((2, 3)))
     else:
         # A 2-D convolution of every frame.
         offset = torch.nn.functional.conv3d(saliency, weight.unsqueeze(2), padding=(0, 1, 1))

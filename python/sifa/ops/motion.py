@@ -296,11 +296,7 @@ def _offset_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
     wants_features = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
     wants_weight = ctx.needs_input_grad[2]
     grad_query = grad_memory = grad_weight = None
-    if grad_output.device.type != "cpu":
-        grad_query, grad_memory, grad_weight = _composed_offset_backward(
-            grad_output, query, memory, weight, ctx.arguments, wants_features, wants_weight
-        )
-    else:
+    if grad_output.device.type == "cpu":
         if wants_features:
             grad_query, grad_memory = torch.ops.sifa.motion_offset_backward_features(
                 grad_output, query, memory, weight, *ctx.arguments
@@ -309,6 +305,10 @@ def _offset_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
             grad_weight = torch.ops.sifa.motion_offset_backward_weight(
                 grad_output, query, memory, *ctx.arguments
             )
+    else:
+        grad_query, grad_memory, grad_weight = _composed_offset_backward(
+            grad_output, query, memory, weight, ctx.arguments, wants_features, wants_weight
+        )
     return grad_query, grad_memory, grad_weight, None, None, None
 
 
