@@ -951,7 +951,6 @@ void backward_memory_rows(const InterFrameAttentionBackward& call, int64_t n, in
                           int64_t end, const void* tap_gradients, void* scratch) {
   constexpr bool kInPlace = sizeof(T) == sizeof(Real);
   const int64_t channels = call.channels / call.groups;
-  const int64_t tap_count = call.kernel_size * call.kernel_size;
   const int64_t row_size = call.width * call.channels;
   T* target = static_cast<T*>(call.grad_memory) +
               dense_pixel(call, call.memory_frames, n, m, begin, 0) * call.channels;
