@@ -40,7 +40,7 @@ from cases import CASES, CUDA_CASES, TINY, Case
 from ceilings import Ceilings
 from contest import BOTH, OPERATOR, PASSES, Contest, Stopwatch
 from floors import Rates, Work, count_corners, floor_of
-from measuring import description, in_turns, quartiles, ratios
+from measuring import description, in_turns, quartiles, ratios, usable_device
 from peaks import measuring_process, peak_memory
 from report import claims, report
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=2.5, help="who has taken this long in a case leaves its rounds"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", type=usable_device, choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--cold", action="store_true", help="inputs come from memory and not from a cache")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all of it, by round, to FILE")
     parser.add_argument("--quick", action="store_true", help="tiny cases in few rounds: does this work?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -61,6 +62,13 @@ def significant(values: list[float]) -> str:
     """A median with its quartiles, of which the median has three significant digits."""
     median = statistics.median(values)
     return spread(values, 0 if median >= 100 else 1 if median >= 10 else 2 if median >= 1 else 3)
+
+
+def usable_device(name: str) -> str:
+    """The type of an option ``--device``: "cuda" only where PyTorch sees a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("PyTorch sees no GPU here; without this option the CPU is measured")
+    return name
 
 
 def progress(text: str) -> None:

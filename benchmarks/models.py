@@ -21,7 +21,17 @@ from pathlib import Path
 
 import sifa
 import torch
-from measuring import CpuClock, CudaClock, description, in_turns, progress, quartiles, ratios, spread
+from measuring import (
+    CpuClock,
+    CudaClock,
+    description,
+    in_turns,
+    progress,
+    quartiles,
+    ratios,
+    spread,
+    usable_device,
+)
 from torch import Tensor, nn
 
 # Of each family one; SIFA-Net also without its dual branch, which weighs more than SIFA does.
@@ -105,7 +115,7 @@ def table_line(row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", type=usable_device, choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--models", nargs="*", choices=[name for name, _ in MODELS], help="only these")
     parser.add_argument("--batch", type=int, default=1, help="clips of a call")

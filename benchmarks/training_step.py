@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import sifa
 import torch
-from measuring import CudaClock, description, in_turns, ratios, spread
+from measuring import CudaClock, description, in_turns, ratios, spread, usable_device
 from models import with_offsets
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=sifa.list_models(), default="sifa_resnet50")
     parser.add_argument("--batch", type=int, default=1, help="clips of a step")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", type=usable_device, choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)

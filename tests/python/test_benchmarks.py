@@ -195,3 +195,21 @@ def test_what_the_runtime_claims(load):
     claims = [line for line in text.splitlines() if line.endswith((" yes   |", " no    |"))]
     assert [line.split("|")[4].strip() for line in claims] == ["no", "no", "yes", "yes", "yes", "no"]
     assert "1.06" in claims[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("program", ["attention", "models", "training_step"])
+def test_a_device_that_is_not_there(program):
+    command = [sys.executable, BENCHMARKS / f"{program}.py", "--device", "cuda"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "argument --device: PyTorch sees no GPU here" in run.stderr
+
+
+def test_an_interrupted_call_is_not_a_long_one(load, monkeypatch):
+    contest = load("contest")
+    times = iter([0.001, 0.5, 0.002, 0.003, 0.004, 0.005])  # the first does not count
+    monkeypatch.setattr(contest.CpuClock, "time", lambda self, call: next(times))
+    problem = contest.Problem((torch.zeros(1),), torch.zeros(1))
+    contestant = contest.Contestant(lambda x: x, problem, "float32")
+    assert contest.Stopwatch("cpu").probe("it", contestant, False, False)() == 0.004
