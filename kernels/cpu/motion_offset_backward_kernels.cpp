@@ -45,8 +45,8 @@ struct Factors {
   int64_t count;  // of k
 };
 
-template <int kBlock, int kWidth, bool kAdd, typename Real>
-SIFA_INLINE void multiply_block(const Factors<Real>& f, int64_t row, int64_t vector, Real* sums) {
+template <int kBlock, int kWidth, typename Real>
+SIFA_INLINE void multiply_block(const Factors<Real>& f, bool add, int64_t row, int64_t vector, Real* sums) {
   constexpr int kLanes = kWide<Real>;
   using Lanes = Vector<Real, kLanes>;
   const Real* a = f.a + row * f.row_stride;
@@ -62,26 +62,26 @@ SIFA_INLINE void multiply_block(const Factors<Real>& f, int64_t row, int64_t vec
   for (int i = 0; i < kBlock; ++i) {
     for (int v = 0; v < kWidth; ++v) {
       Real* target = sums + (row + i) * f.pitch + (vector + v) * kLanes;
-      store<kLanes>(target, kAdd ? load<kLanes>(target) + block[i][v] : block[i][v]);
+      store<kLanes>(target, add ? load<kLanes>(target) + block[i][v] : block[i][v]);
     }
   }
 }
 
-template <int kWidth, bool kAdd, typename Real>
-SIFA_INLINE void multiply_column(const Factors<Real>& f, int64_t rows, int64_t vector, Real* sums) {
+template <int kWidth, typename Real>
+SIFA_INLINE void multiply_column(const Factors<Real>& f, bool add, int64_t rows, int64_t vector, Real* sums) {
   int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) multiply_block<kRows, kWidth, kAdd>(f, row, vector, sums);
-  for (; row + 2 <= rows; row += 2) multiply_block<2, kWidth, kAdd>(f, row, vector, sums);
-  for (; row < rows; ++row) multiply_block<1, kWidth, kAdd>(f, row, vector, sums);
+  for (; row + kRows <= rows; row += kRows) multiply_block<kRows, kWidth>(f, add, row, vector, sums);
+  for (; row + 2 <= rows; row += 2) multiply_block<2, kWidth>(f, add, row, vector, sums);
+  for (; row < rows; ++row) multiply_block<1, kWidth>(f, add, row, vector, sums);
 }
 
 // Writes, or adds to, `rows` sums of so many vectors.
-template <bool kAdd, typename Real>
-SIFA_INLINE void multiply(const Factors<Real>& f, int64_t rows, int64_t vectors, Real* sums) {
+template <typename Real>
+SIFA_INLINE void multiply(const Factors<Real>& f, bool add, int64_t rows, int64_t vectors, Real* sums) {
   int64_t vector = 0;
   for (; vector + kVectors <= vectors; vector += kVectors)
-    multiply_column<kVectors, kAdd>(f, rows, vector, sums);
-  for (; vector < vectors; ++vector) multiply_column<1, kAdd>(f, rows, vector, sums);
+    multiply_column<kVectors>(f, add, rows, vector, sums);
+  for (; vector < vectors; ++vector) multiply_column<1>(f, add, rows, vector, sums);
 }
 
 // Channels are done in chunks: of kChannelsAtOnce, or of all there are, in whole vectors.
@@ -258,11 +258,7 @@ class FeatureGradients {
                                       weights + o * chunks_.width,
                                       chunks_.width,
                                       smaller(kOutputsSummed, call_.outputs - o)};
-          if (o == 0) {
-            multiply<false>(factors, number_, divide_up(count, kLanes), products);
-          } else {
-            multiply<true>(factors, number_, divide_up(count, kLanes), products);
-          }
+          multiply(factors, o > 0, number_, divide_up(count, kLanes), products);
         }
       }
       for (int64_t i = 0; i < number_; ++i) write_gradients(i, channel, count);
@@ -505,8 +501,8 @@ class WeightGradient {
                                   windows_ + k * kTilesSummed * chunks_.width,
                                   chunks_.width,
                                   number_};
-      multiply<true>(factors, call_.outputs, divide_up(count, kLanes),
-                     products_ + frequency * call_.outputs * chunks_.width);
+      multiply(factors, true, call_.outputs, divide_up(count, kLanes),
+               products_ + frequency * call_.outputs * chunks_.width);
     }
   }
 
